@@ -1,0 +1,135 @@
+"""The HTTP interface: what is asked for, and what is answered."""
+
+import sys
+from typing import Any, Dict, Optional, Protocol, Sequence
+
+from fastapi import FastAPI, HTTPException, Request
+from PIL import Image
+from pydantic import BaseModel
+from starlette.responses import JSONResponse
+
+from model_server.bundle import BundleError, read_bundle
+from model_server.monitoring import PREDICTIONS, check_metrics_dir, instrument
+from model_server.preprocessing import ImageTooLargeError, UndecodableImageError, decode
+from model_server.settings import Settings, SettingsError, read_settings
+from model_server.upload import FIELD, read_upload
+
+
+class ImageClassifier(Protocol):
+    """What the app asks of a model."""
+
+    @property
+    def classes(self) -> Sequence[str]: ...
+
+    @property
+    def ready(self) -> bool: ...
+
+    def predict(self, image: Image.Image) -> str: ...
+
+
+class Prediction(BaseModel):
+    """The answer to an image; `filename` is null when it came as the bare body."""
+
+    filename: Optional[str]
+    content_type: str
+    likely_class: str
+
+
+IMAGE_SCHEMA = {"type": "string", "format": "binary"}
+PREDICT_REQUEST: Dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {"type": "object", "required": [FIELD], "properties": {FIELD: IMAGE_SCHEMA}}
+            },
+            "image/*": {"schema": IMAGE_SCHEMA},
+        },
+    }
+}
+PREDICT_ERRORS: Dict[Any, Dict[str, Any]] = {
+    400: {"description": "Not an image, or a malformed form"},
+    413: {"description": "The body or the image is too large"},
+    415: {"description": "Neither a multipart form nor an image"},
+    422: {"description": "The form lacks the file"},
+}
+
+
+def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None) -> FastAPI:
+    """Build the application.
+
+    Args:
+        settings: what the server was told.
+        classifier: the model; the one of `settings.bundle` is loaded when none is given.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+    """
+    if classifier is None:
+        bundle = read_bundle(settings.bundle)  # before torch, whose import takes seconds
+        from model_server.classifier import Classifier  # noqa: PLC0415
+
+        classifier = Classifier(bundle)
+    model = classifier
+
+    app = FastAPI(title="Model server", description="Classifies images and counts what it does.")
+    instrument(app, model.classes)
+
+    @app.get("/")
+    async def root() -> Dict[str, str]:
+        return {"status": "ok", "docs": "/docs"}
+
+    @app.get("/healthz")
+    async def healthz() -> Dict[str, str]:
+        """Answer as long as the process is alive."""
+        return {"status": "alive"}
+
+    @app.get("/readyz", responses={503: {"description": "The model has not answered yet"}})
+    async def readyz() -> Dict[str, str]:
+        """Answer 200 once the model is loaded and has done a forward pass."""
+        if not model.ready:
+            raise HTTPException(503, "The model is not ready.")
+        return {"status": "ready"}
+
+    # The model runs in the event loop on purpose: a worker does one thing at a time on its one core,
+    # and one that hangs misses gunicorn's heartbeat and is replaced.
+    @app.post("/predict", response_model=Prediction, openapi_extra=PREDICT_REQUEST, responses=PREDICT_ERRORS)
+    async def predict(request: Request) -> JSONResponse:
+        """Name the class of an image, sent as form field `file` or as the body itself."""
+        upload = await read_upload(request, settings.max_body_bytes)
+        name = "The body" if upload.filename is None else f"File '{upload.filename}'"
+        if settings.fault_injection and upload.content_type.startswith("fake_server_error/"):
+            raise HTTPException(500, "Simulated server error.")
+        if not upload.content_type.lower().startswith("image/"):
+            raise HTTPException(400, f"{name} is not an image.")
+        if not upload.data:
+            raise HTTPException(400, f"{name} is empty.")
+        try:
+            image = decode(upload.data, settings.max_image_pixels)
+        except ImageTooLargeError as error:
+            raise HTTPException(413, f"{name} is too large: {error}.") from error
+        except UndecodableImageError as error:
+            raise HTTPException(
+                400, f"{name} cannot be decoded as an image: damaged, or of an unknown format."
+            ) from error
+        likely_class = model.predict(image)
+        PREDICTIONS.labels(likely_class).inc()
+        return JSONResponse(
+            {"filename": upload.filename, "content_type": upload.content_type, "likely_class": likely_class}
+        )
+
+    return app
+
+
+def app_from_environment() -> FastAPI:
+    """Build the application for gunicorn; what is wrong with settings or bundle ends the process with one sentence."""
+    try:
+        settings = read_settings()
+        check_metrics_dir(settings.metrics_dir)
+        return create_app(settings)
+    except (SettingsError, BundleError) as error:
+        sys.exit(f"model server: {error}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        sys.exit("model server: PyTorch is not installed in this Python environment.")

@@ -1,0 +1,104 @@
+"""The model behind the server: from an image to the name of its class."""
+
+import io
+import pickle
+from typing import Any, Dict, Sequence, Tuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from model_server.architectures import ARCHITECTURES
+from model_server.bundle import MANIFEST, WEIGHTS, Bundle, BundleError
+from model_server.preprocessing import resize_and_crop
+
+# One thread per worker: OpenMP threads of several workers spin against each other on the same cores.
+# Set before any forward pass, so that no thread pool exists that a fork could lose.
+torch.set_num_threads(1)
+
+
+class Classifier:
+    """A model ready to answer.
+
+    Attributes:
+        classes: names of the classes, in the order of the logits.
+        ready: true once a forward pass has been done.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Build the model of a bundle, load its weights and run it once.
+
+        Raises:
+            BundleError: the architecture is unknown, or the weights do not fit it.
+        """
+        manifest = bundle.manifest
+        self.classes: Sequence[str] = manifest.classes
+        self.ready = False
+        self._size = manifest.input_size
+        if manifest.architecture not in ARCHITECTURES:
+            known = ", ".join(sorted(ARCHITECTURES))
+            name = manifest.architecture
+            raise BundleError(f"{bundle.path / MANIFEST}: architecture is {name!r}, known are: {known}.")
+        model = ARCHITECTURES[manifest.architecture](len(manifest.classes), manifest.input_size)
+        model.load_state_dict(_load_weights(bundle, model.state_dict()))
+        model.eval().requires_grad_(False)
+        _fold_normalisation(model.conv1, manifest.mean, manifest.std)
+        # The bytes of a PIL image are in this order already, and convolutions are faster in it.
+        self._model = model.to(memory_format=torch.channels_last)
+        self.predict(Image.new("RGB", (self._size, self._size)))
+        self.ready = True
+
+    def predict(self, image: Image.Image) -> str:
+        """Name the class of an RGB image of any size."""
+        return self.classes[int(self.logits(image).argmax())]
+
+    def logits(self, image: Image.Image) -> Tensor:
+        """Return the model's outputs for an RGB image of any size: float32, shape (classes,)."""
+        with torch.inference_mode():
+            logits: Tensor = self._model(to_tensor(resize_and_crop(image, self._size)))[0]
+        return logits
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return an RGB image of W×H pixels as float32 of shape (1, 3, H, W), values 0..255, channels last in memory."""
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(1, image.height, image.width, 3).permute(0, 3, 1, 2).float()
+
+
+def _fold_normalisation(conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Let the first convolution take pixels of 0..255 instead of (pixel / 255 - mean) / std.
+
+    Exact because the convolution has no padding, whose zeros would be shifted as well:
+    w·(x/255 - m)/s + b = (w/(255·s))·x + (b - Σ w·m/s).
+    """
+    weight, bias = conv.weight.double(), conv.bias.double()
+    means = torch.tensor(mean, dtype=torch.float64).view(1, 3, 1, 1)
+    scaled = weight / torch.tensor(std, dtype=torch.float64).view(1, 3, 1, 1)
+    conv.bias = nn.Parameter((bias - (scaled * means).sum(dim=(1, 2, 3))).float(), requires_grad=False)
+    conv.weight = nn.Parameter((scaled / 255).float(), requires_grad=False)
+
+
+def _load_weights(bundle: Bundle, expected: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    path = bundle.path / WEIGHTS
+    try:
+        loaded: Any = torch.load(io.BytesIO(bundle.weights), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise BundleError(f"{path} is not a PyTorch state dict, though its SHA-256 is the expected one.") from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise BundleError(f"{path} holds a {type(loaded).__name__}, but a state dict (names to tensors) is expected.")
+    if loaded.keys() != expected.keys():
+        names = f"{_names(loaded)}, but {bundle.manifest.architecture} expects {_names(expected)}"
+        raise BundleError(f"{path} has the keys {names}.")
+    for name, tensor in expected.items():
+        got, want = _shape(loaded[name]), _shape(tensor)
+        if got != want:
+            raise BundleError(f"{path}: {name} has the shape {got}, but {MANIFEST} expects {want}.")
+    return loaded
+
+
+def _names(state: Dict[str, Tensor]) -> str:
+    return ", ".join(str(name) for name in state) or "(none)"
+
+
+def _shape(tensor: Tensor) -> Tuple[int, ...]:
+    return tuple(tensor.shape)

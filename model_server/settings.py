@@ -1,0 +1,61 @@
+"""What the server can be told, all of it through environment variables."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Optional
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "MODEL_SERVER_"
+METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message is one sentence that names the variable."""
+
+
+class Settings(BaseSettings):
+    """Settings of the server; field `x` is read from the variable `MODEL_SERVER_X`.
+
+    The one exception is `metrics_dir`, read from `PROMETHEUS_MULTIPROC_DIR`: prometheus_client looks
+    at that variable while it is imported, so it has to be set before the process starts.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    bundle: Path = Field(description="directory with model.yaml and weights.pt")
+    bind: str = Field("127.0.0.1:8000", description="address to listen on, unless systemd hands a socket over")
+    workers: int = Field(1, ge=1, le=256, description="worker processes, each with one torch thread")
+    timeout: int = Field(30, ge=1, description="seconds after which a worker that gives no sign of life is killed")
+    graceful_timeout: int = Field(30, ge=1, description="seconds that requests get to finish when a worker stops")
+    fault_injection: bool = Field(False, description="answer 500 to the content type fake_server_error/*")
+    max_body_bytes: int = Field(20 * 1024 * 1024, ge=1, description="a larger request body is refused (413)")
+    max_image_pixels: int = Field(50_000_000, ge=1, description="an image of more pixels is refused (413)")
+    metrics_dir: Optional[Path] = Field(None, validation_alias=METRICS_DIR, description="shared by all workers")
+
+
+def read_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        SettingsError: a `MODEL_SERVER_*` variable is unknown, missing or has a value that is not allowed.
+    """
+    known = [PREFIX + name.upper() for name in Settings.model_fields if name != "metrics_dir"]
+    for variable in sorted(os.environ):
+        if variable.upper().startswith(PREFIX) and variable.upper() not in known:
+            near = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=0.85)
+            hint = f"did you mean {near[0]}?" if near else "known are " + ", ".join(known) + "."
+            raise SettingsError(f"{variable} is not a setting of the model server; {hint}")
+    try:
+        return Settings()
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = str(problem["loc"][0])
+        variable = field if field == METRICS_DIR else PREFIX + field.upper()
+        if problem["type"] == "missing":
+            sentence = f"{variable} is not set; it names the {Settings.model_fields[field].description}."
+        else:
+            sentence = f"{variable} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
+        raise SettingsError(sentence) from None
