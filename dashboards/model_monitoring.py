@@ -1,0 +1,293 @@
+"""The dashboard of the model server and the hosts it runs on: operation, resources, the model's own figures."""
+
+from typing import Iterable
+
+from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.models.dashboard import VariableOption, VariableRefresh, VariableSort
+
+from dashboards.panels import (
+    Panel,
+    add_row,
+    bars,
+    coloured,
+    metric,
+    note,
+    number,
+    pie,
+    quantiles,
+    rate,
+    series,
+    share,
+)
+
+REQUESTS = "fastapi_requests_total"
+DURATION = "fastapi_request_duration_seconds"
+PREDICTIONS = "predictions_total"
+
+# What clients ask for. Scrapes and probes would hide an idle or slow server behind many fast answers.
+CLIENTS = 'path!~"/metrics|/healthz|/readyz"'
+SERVER_ERRORS = 'status_code=~"5.."'
+PREDICTED = 'path="/predict",status_code=~"2.."'
+
+IDLE, BUSY = 'mode="idle"', 'mode!="idle"'
+ROOT = 'mountpoint="/"'
+# Single files are bind-mounted in containers; each repeats a file system that is there already.
+ON_DISK = 'fstype!~"tmpfs|ramfs|devtmpfs|squashfs|fuse.*",mountpoint!~"/etc/.+"'
+# Without what lies on other disks (LVM, RAID) or in memory, and without what stays on the host.
+DISKS = 'device!~"(loop|ram|zram|fd|sr|dm-|md).*"'
+NETWORKS = 'device!~"lo|(veth|docker|br-|virbr|cali|flannel).*"'
+
+# The objectives: a p50 above 50 ms or a p99 above 300 ms, for 5 minutes, is a breach.
+OBJECTIVES = ((None, "green"), (0.05, "orange"), (0.3, "red"))
+FULLNESS = ((None, "green"), (0.8, "orange"), (0.9, "red"))
+SUCCESS = ((None, "red"), (0.95, "orange"), (0.99, "green"))
+
+
+def dashboard() -> builders.Dashboard:
+    board = (
+        builders.Dashboard("Model Monitoring Dashboard")
+        .uid("model-monitoring")
+        .description("The model server as its clients see it, the hosts it runs on, and what the model predicts.")
+        .tags(["model-monitoring"])
+        .timezone("browser")
+        .refresh("5s")
+        .time("now-5m", "now")
+        .with_variable(instances())
+    )
+    for panel in top():
+        board.with_panel(panel)
+    add_row(board, "Operation Metrics", operation())
+    add_row(board, "Resource Metrics", resources())
+    add_row(board, "Model Performance Metrics", model_performance())
+    return board
+
+
+def instances() -> builders.QueryVariable:
+    """The watched hosts: of each target's address, what stands before the port."""
+    return (
+        builders.QueryVariable("instance")
+        .label("Host")
+        .query('label_values(up{job=~"node|model_server"}, instance)')
+        .regex("/([^:]+):.*/")
+        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(VariableSort.ALPHABETICAL_ASC)
+        .multi(True)
+        .include_all(True)
+        .all_value(".*")
+        .current(VariableOption(selected=True, text=["All"], value=["$__all"]))
+    )
+
+
+def top() -> Iterable[Panel]:
+    yield (
+        number(
+            "Date and time",
+            "dateTimeAsIso",
+            "Prometheus' clock, in this browser's time zone. While it stands still, no figure here is fresh.",
+            ("vector(time()) * 1000", "now"),
+        )
+        .span(6)
+        .height(3)
+    )
+    yield (
+        number(
+            "Targets up",
+            "none",
+            "Targets on the selected hosts that answered their last scrape, of all that are configured.",
+            (f"sum({metric('up')})", "up"),
+            (f"count({metric('up')})", "of"),
+        )
+        .span(5)
+        .height(3)
+    )
+    yield (
+        note(
+            "The objectives: **p50 up to 50 ms**, **p99 up to 300 ms**. Either above it for 5 minutes is a breach.",
+            "Every target is scraped once a second; rates are taken over 20 seconds or more.",
+        )
+        .span(13)
+        .height(3)
+    )
+
+
+def operation() -> Iterable[Panel]:
+    answers = f"sum({rate(REQUESTS, CLIENTS, window='1m')})"
+    failures = f"(sum({rate(REQUESTS, CLIENTS, SERVER_ERRORS, window='1m')}) or vector(0))"
+    yield share(
+        "HTTP success rate",
+        "Share of the answers of the last minute that were no server error (5xx).",
+        (f"1 - {failures} / clamp_min({answers}, 1e-9)", "1 m average"),
+        limits=SUCCESS,
+    ).span(5)
+    yield note(
+        "**HTTP success rate**",
+        "Of all answers of the last minute, the share that was not a 5xx. A client's own mistake (4xx) is no failure "
+        "of the server. While nothing is asked, nothing fails: 100 %.",
+    ).span(4)
+    by_status = series(
+        "Requests by status code",
+        "reqps",
+        "Answers per second, by HTTP status code.",
+        (f"sum by (status_code) ({rate(REQUESTS, CLIENTS)})", "{{status_code}}"),
+        stacked=True,
+    ).span(11)
+    yield coloured(by_status, {"/^2/": "green", "/^3/": "blue", "/^4/": "orange", "/^5/": "red"})
+    yield note(
+        "**Requests by status code**",
+        "The load, and how it ends. 2xx: served. 4xx: the client sent what is no image. "
+        "5xx: the server failed, and its log says why.",
+    ).span(4)
+    pending = metric("fastapi_requests_in_progress")  # it has no path: each server's own scrape is in it, as 1
+    yield series(
+        "Requests in progress",
+        "short",
+        "Requests that have come in and are not answered yet, over all workers and without the scrape itself.",
+        (f"clamp_min(sum({pending}) - count(count by (instance) ({pending})), 0)", "in progress"),
+    ).span(8)
+    yield note(
+        "**Requests in progress**",
+        "The queue. It should swing around a small figure. If it keeps growing, requests come faster than they are "
+        "answered.",
+    ).span(4)
+    yield bars(
+        "Total requests by endpoint",
+        "short",
+        "Answers since the model server's start, scrapes and probes included.",
+        (f"sum by (method, path) ({metric(REQUESTS)})", "{{method}} {{path}}"),
+    ).span(8)
+    yield note(
+        "**Total requests by endpoint**",
+        "What was asked since the model server's start. `/metrics` grows by one a second: the scrapes, which no other "
+        "panel counts.",
+    ).span(4)
+    yield series(
+        "Server latency",
+        "s",
+        "Time from request to answer, at all endpoints. The lines across are the objectives for p50 and p99.",
+        *quantiles(DURATION, CLIENTS),
+        limits=OBJECTIVES,
+    ).span(18)
+    yield note(
+        "**Server latency**",
+        "Half of the requests are faster than **p50**, all but 1 in 100 faster than **p99**. p50 should stay below the "
+        "orange line (50 ms), p99 below the red one (300 ms).",
+        "A quantile is interpolated between the bounds of a histogram's buckets: small differences mean little.",
+    ).span(6)
+
+
+def resources() -> Iterable[Panel]:
+    yield number(
+        "Processors",
+        "none",
+        "Logical processors of each host.",
+        (f"count by (instance) ({metric('node_cpu_seconds_total', IDLE)})", "{{instance}}"),
+    ).span(4)
+    yield number(
+        "Memory",
+        "bytes",
+        "Main memory of each host.",
+        (metric("node_memory_MemTotal_bytes"), "{{instance}}"),
+    ).span(4)
+    swap, swap_free = (f"sum({metric(f'node_memory_Swap{what}_bytes')})" for what in ("Total", "Free"))
+    yield number(
+        "Swap used and total",
+        "bytes",
+        "Swap in use and in all, over the selected hosts. Both are 0 where there is none.",
+        (f"{swap} - {swap_free}", "used"),
+        (swap, "total"),
+    ).span(6)
+    size, available = (metric(f"node_filesystem_{what}_bytes", ROOT) for what in ("size", "avail"))
+    yield number(
+        "Root file system",
+        "bytes",
+        "Size of each host's file system at /.",
+        (f"max by (instance) ({size})", "{{instance}}"),
+    ).span(4)
+    yield (
+        bars(
+            "Root file system used",
+            "percentunit",
+            "Share of each host's file system at / that a service can no longer write to.",
+            (f"max by (instance) (1 - {available} / {size})", "{{instance}}"),
+            limits=FULLNESS,
+        )
+        .max(1)
+        .span(6)
+        .height(4)
+    )
+    yield (
+        series(
+            "CPU by mode",
+            "percentunit",
+            "Share of the processors' time, averaged over all processors of the selected hosts: at 100 % all are busy.",
+            (f"avg by (mode) ({rate('node_cpu_seconds_total', BUSY)})", "{{mode}}"),
+            stacked=True,
+        )
+        .max(1)
+        .span(12)
+    )
+    yield series(
+        "System load",
+        "short",
+        "Processes that run or wait to run. More than there are processors, for long, is too much.",
+        *((metric(f"node_load{minutes}"), f"{{{{instance}}}} {minutes} m") for minutes in (1, 5, 15)),
+    ).span(12)
+    total, usable, free = (f"sum({metric(f'node_memory_Mem{what}_bytes')})" for what in ("Total", "Available", "Free"))
+    yield series(
+        "Memory usage",
+        "bytes",
+        "Main memory of the selected hosts. The three add up to all of it.",
+        (f"{total} - {usable}", "used"),
+        (f"clamp_min({usable} - {free}, 0)", "cache that can be freed"),
+        (free, "free"),
+        stacked=True,
+    ).span(12)
+    sizes, availables = (metric(f"node_filesystem_{what}_bytes", ON_DISK) for what in ("size", "avail"))
+    yield (
+        bars(
+            "Disk space used",
+            "percentunit",
+            "Share used of each file system that is kept on a disk.",
+            (f"max by (instance, mountpoint) (1 - {availables} / {sizes})", "{{instance}} {{mountpoint}}"),
+            limits=FULLNESS,
+        )
+        .max(1)
+        .span(12)
+    )
+    yield series(
+        "Disk I/O",
+        "Bps",
+        "Bytes per second from and to the disks.",
+        (f"sum by (instance) ({rate('node_disk_read_bytes_total', DISKS)})", "{{instance}} read"),
+        (f"sum by (instance) ({rate('node_disk_written_bytes_total', DISKS)})", "{{instance}} written"),
+    ).span(12)
+    yield series(
+        "Network traffic",
+        "Bps",
+        "Bytes per second over the network, without what a host sends to itself.",
+        (f"sum by (instance) ({rate('node_network_receive_bytes_total', NETWORKS)})", "{{instance}} received"),
+        (f"sum by (instance) ({rate('node_network_transmit_bytes_total', NETWORKS)})", "{{instance}} sent"),
+    ).span(12)
+
+
+def model_performance() -> Iterable[Panel]:
+    yield series(
+        "Inference latency",
+        "s",
+        "Time from request to prediction at /predict. The lines across are the objectives for p50 and p99.",
+        *quantiles(DURATION, PREDICTED),
+        limits=OBJECTIVES,
+    ).span(10)
+    yield series(
+        "Predictions by class",
+        "short",
+        "Predictions per second, by predicted class.",
+        (f"sum by (class) ({rate(PREDICTIONS)})", "{{class}}"),
+        stacked=True,
+    ).span(8)
+    yield pie(
+        "Prediction distribution",
+        "short",
+        "Share of each class in the predictions of the time shown.",
+        (f"sum by (class) (increase({metric(PREDICTIONS)}[$__range]))", "{{class}}"),
+    ).span(6)

@@ -1,0 +1,179 @@
+"""The kinds of queries and panels that the dashboards are made of.
+
+A query is a pair: PromQL of Prometheus 2.15, and the legend. Panels flow from left to right as in a text;
+`.span()` is a width in Grafana's 24 columns, `.height()` counts lines of about 30 pixels.
+"""
+
+from typing import Dict, Iterable, Optional, Sequence, Tuple, TypeVar, Union
+
+from grafana_foundation_sdk.builders import bargauge, common, gauge, piechart, prometheus, stat, text, timeseries
+from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.models import common as options
+from grafana_foundation_sdk.models import dashboard as model
+from grafana_foundation_sdk.models.piechart import PieChartLabels, PieChartLegendValues, PieChartType
+from grafana_foundation_sdk.models.text import TextMode
+
+Query = Tuple[str, str]
+Limits = Sequence[Tuple[Optional[float], str]]  # from this value on, this colour; the first value is None
+PanelBuilder = TypeVar("PanelBuilder", bargauge.Panel, gauge.Panel, piechart.Panel, stat.Panel, timeseries.Panel)
+PLAIN: Limits = ((None, "blue"),)
+
+# A point every 5 s, which is the dashboard's refresh. With it `$__rate_interval` is 20 s at the least: 20 scrapes.
+STEP = "5s"
+# The dashboards' `instance` is a host; node_exporter and model server of one host differ in their ports.
+SELECTED = 'instance=~"$instance:.*"'
+
+
+def metric(name: str, *matchers: str) -> str:
+    return f"{name}{{{','.join((SELECTED, *matchers))}}}"
+
+
+def rate(name: str, *matchers: str, window: str = "$__rate_interval") -> str:
+    return f"rate({metric(name, *matchers)}[{window}])"
+
+
+def quantiles(histogram: str, *matchers: str, by: Sequence[float] = (0.5, 0.95, 0.99)) -> Sequence[Query]:
+    """Quantiles over all selected servers; without observations there is no point (the comparison drops NaN)."""
+    buckets = f"sum by (le) ({rate(histogram + '_bucket', *matchers)})"
+    return [(f"histogram_quantile({q}, {buckets}) >= 0", f"p{q * 100:.0f}") for q in by]
+
+
+def _thresholds(limits: Limits) -> builders.ThresholdsConfig:
+    steps = [model.Threshold(value=value, color=colour) for value, colour in limits]
+    return builders.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(steps)
+
+
+def _last() -> common.ReduceDataOptions:
+    return common.ReduceDataOptions().calcs(["lastNotNull"]).fields("").values(False)
+
+
+def _colours(mode: model.FieldColorModeId) -> builders.FieldColor:
+    return builders.FieldColor().mode(mode)
+
+
+def _ranged(queries: Sequence[Query]) -> Sequence[prometheus.Dataquery]:
+    return [prometheus.Dataquery().expr(expr).legend_format(legend).range().interval(STEP) for expr, legend in queries]
+
+
+def _instant(queries: Sequence[Query]) -> Sequence[prometheus.Dataquery]:
+    return [prometheus.Dataquery().expr(expr).legend_format(legend).instant() for expr, legend in queries]
+
+
+def _panel(
+    panel: PanelBuilder, title: str, unit: str, description: str, targets: Sequence[prometheus.Dataquery]
+) -> PanelBuilder:
+    panel.title(title).description(description).unit(unit).height(8)
+    for target in targets:
+        panel.with_target(target)
+    return panel
+
+
+def series(
+    title: str, unit: str, description: str, *queries: Query, stacked: bool = False, limits: Limits = ()
+) -> timeseries.Panel:
+    """Lines over time, from 0; the limits are drawn as lines across."""
+    stacking = options.StackingMode.NORMAL if stacked else options.StackingMode.NONE
+    legend = (
+        common.VizLegendOptions()
+        .display_mode(options.LegendDisplayMode.LIST)
+        .placement(options.LegendPlacement.BOTTOM)
+        .calcs([])
+    )
+    panel = (
+        _panel(timeseries.Panel(), title, unit, description, _ranged(queries))
+        .color_scheme(_colours(model.FieldColorModeId.PALETTE_CLASSIC))
+        .draw_style(options.GraphDrawStyle.LINE)
+        .line_width(1)
+        .fill_opacity(30 if stacked else 10)
+        .show_points(options.VisibilityMode.NEVER)
+        .stacking(common.StackingConfig().group("A").mode(stacking))
+        .min(0)
+        .legend(legend)
+        .tooltip(common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI))
+    )
+    if limits:
+        style = common.GraphThresholdsStyleConfig().mode(options.GraphTresholdsStyleMode.LINE)
+        panel.thresholds(_thresholds(limits)).thresholds_style(style)
+    return panel
+
+
+def coloured(panel: timeseries.Panel, colours: Dict[str, str]) -> timeseries.Panel:
+    """The panel with fixed colours, by regular expression on the legend."""
+    for regex, colour in colours.items():
+        fixed = {"mode": "fixed", "fixedColor": colour}
+        panel.override_by_regexp(regex, [model.DynamicConfigValue(id_val="color", value=fixed)])
+    return panel
+
+
+def number(title: str, unit: str, description: str, *queries: Query, limits: Limits = PLAIN) -> stat.Panel:
+    """The current value or values, large."""
+    return (
+        _panel(stat.Panel(), title, unit, description, _instant(queries))
+        .height(4)
+        .thresholds(_thresholds(limits))
+        .reduce_options(_last())
+        .color_mode(options.BigValueColorMode.VALUE)
+        .graph_mode(options.BigValueGraphMode.NONE)
+        .justify_mode(options.BigValueJustifyMode.AUTO)
+        .text_mode(options.BigValueTextMode.AUTO)
+        .orientation(options.VizOrientation.AUTO)
+    )
+
+
+def share(title: str, description: str, *queries: Query, limits: Limits) -> gauge.Panel:
+    """A share between 0 and 1 as a gauge in percent."""
+    return (
+        _panel(gauge.Panel(), title, "percentunit", description, _instant(queries))
+        .min(0)
+        .max(1)
+        .thresholds(_thresholds(limits))
+        .reduce_options(_last())
+        .orientation(options.VizOrientation.AUTO)
+        .show_threshold_labels(False)
+        .show_threshold_markers(True)
+    )
+
+
+def bars(title: str, unit: str, description: str, *queries: Query, limits: Limits = PLAIN) -> bargauge.Panel:
+    """The current values as horizontal bars, one for each series."""
+    return (
+        _panel(bargauge.Panel(), title, unit, description, _instant(queries))
+        .min(0)
+        .thresholds(_thresholds(limits))
+        .reduce_options(_last())
+        .display_mode(options.BarGaugeDisplayMode.BASIC)
+        .orientation(options.VizOrientation.HORIZONTAL)
+        .show_unfilled(True)
+    )
+
+
+def pie(title: str, unit: str, description: str, *queries: Query) -> piechart.Panel:
+    """How a whole is divided, one slice for each series."""
+    legend = (
+        piechart.PieChartLegendOptions()
+        .display_mode(options.LegendDisplayMode.LIST)
+        .placement(options.LegendPlacement.BOTTOM)
+        .values([PieChartLegendValues.PERCENT])
+    )
+    return (
+        _panel(piechart.Panel(), title, unit, description, _instant(queries))
+        .color_scheme(_colours(model.FieldColorModeId.PALETTE_CLASSIC))
+        .reduce_options(_last())
+        .pie_type(PieChartType.DONUT)
+        .display_labels([PieChartLabels.PERCENT])
+        .legend(legend)
+    )
+
+
+def note(*paragraphs: str) -> text.Panel:
+    """A few sentences, in Markdown, for the person who reads the panel beside it."""
+    return text.Panel().mode(TextMode.MARKDOWN).content("\n\n".join(paragraphs)).height(8)
+
+
+Panel = Union[bargauge.Panel, gauge.Panel, piechart.Panel, stat.Panel, text.Panel, timeseries.Panel]
+
+
+def add_row(dashboard: builders.Dashboard, title: str, panels: Iterable[Panel]) -> None:
+    dashboard.with_row(builders.Row(title))
+    for panel in panels:
+        dashboard.with_panel(panel)

@@ -1,0 +1,53 @@
+"""What a dashboard asks of Prometheus: every panel's queries as Grafana would send them.
+
+The tests run them, against a Prometheus under load too:
+
+    for problem in unanswered(board, query): ...
+
+where `query` takes PromQL and returns the `result` list of `/api/v1/query`.
+"""
+
+import math
+import re
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple
+
+Query = Callable[[str], List[Dict[str, Any]]]
+
+ALL_HOSTS = ".*"
+SPAN = "5m"  # the dashboards' time range
+STEP = "5s"
+BUILT_IN = {"__rate_interval": "20s", "__interval": STEP, "__range": SPAN}
+
+
+class Question(NamedTuple):
+    panel: str
+    promql: str
+    over_time: bool  # a series of points rather than the current value
+
+
+def substituted(promql: str, variables: Dict[str, str]) -> str:
+    """The query with `$name` and `${name}` replaced.
+
+    Raises:
+        KeyError: a variable that is neither the dashboard's nor Grafana's.
+    """
+    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda name: variables[name[1] or name[2]], promql)
+
+
+def questions(board: Dict[str, Any], host: str = ALL_HOSTS) -> Iterator[Question]:
+    variables = {**BUILT_IN, **{variable["name"]: host for variable in board["templating"]["list"]}}
+    for panel in board["panels"]:
+        for target in panel.get("targets", []):
+            name = f"{panel['title']} ({target['legendFormat']})"
+            yield Question(name, substituted(target["expr"], variables), not target.get("instant", False))
+
+
+def unanswered(board: Dict[str, Any], query: Query, host: str = ALL_HOSTS) -> List[str]:
+    """The questions that have no data: no series at all, or nothing in them that is a number."""
+    found = []
+    for question in questions(board, host):
+        result = query(f"({question.promql})[{SPAN}:{STEP}]" if question.over_time else question.promql)
+        samples = [sample for series in result for sample in series.get("values") or [series["value"]]]
+        if not any(math.isfinite(float(value)) for _, value in samples):
+            found.append(f"{question.panel}: no data for {question.promql}")
+    return found
