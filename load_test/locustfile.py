@@ -1,0 +1,83 @@
+"""The seed's user: looks at the front page, sends images, and now and then something that is no image.
+
+An answer that a task asks for is a success, whatever its status, so that Locust's failures are the server's.
+Runs on Python 3.8 with Locust 2.25 and on the newest of both.
+"""
+
+import random
+from pathlib import Path
+from typing import Any, List, Tuple
+
+from locust import HttpUser, between, events, task
+
+Image = Tuple[str, bytes]
+IMAGES: List[Image] = []
+
+
+def read_images(directory: Path) -> List[Image]:
+    """Read the name and the bytes of every JPEG of a directory.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    images = [(path.name, path.read_bytes()) for path in sorted(directory.glob("*.jp*g"))]
+    if not images:
+        raise FileNotFoundError(f"There is no JPEG in {directory}; name a directory that has some with --images.")
+    return images
+
+
+def _add_option(parser: Any) -> None:
+    parser.add_argument(
+        "--images",
+        metavar="DIRECTORY",
+        env_var="LOCUST_IMAGES",
+        default=str(Path(__file__).parent / "images"),
+        help="where the JPEGs to send are, one of them at random with each request",
+    )
+
+
+def _load_images(environment: Any, **_: Any) -> None:
+    IMAGES[:] = read_images(Path(environment.parsed_options.images))
+
+
+hooks: Any = events  # which have no types
+hooks.init_command_line_parser.add_listener(_add_option)
+hooks.init.add_listener(_load_images)
+
+
+class ModelServerUser(HttpUser):
+    """Waits between half a second and three, then does one of the tasks, chosen by weight."""
+
+    wait_time = between(0.5, 3)
+
+    @task(1)
+    def index(self) -> None:
+        """Look at the front page."""
+        self._ask("GET", "/", "/", (200,))
+
+    @task(10)
+    def predict(self) -> None:
+        """Send an image, and expect a class."""
+        self._send("image/jpeg", "/predict", (200,))
+
+    @task(1)
+    def client_error(self) -> None:
+        """Send an image as something that is none: the client's fault, 400."""
+        self._send("fake_client_error/jpeg", "/predict (client error)", (400,))
+
+    @task(1)
+    def server_error(self) -> None:
+        """Ask for the simulated server error: 500, or 400 from a server whose fault injection is off."""
+        self._send("fake_server_error/jpeg", "/predict (server error)", (500, 400))
+
+    def _send(self, content_type: str, name: str, expected: Tuple[int, ...]) -> None:
+        filename, content = random.choice(IMAGES)
+        self._ask("POST", "/predict", name, expected, files={"file": (filename, content, content_type)})
+
+    def _ask(self, method: str, path: str, name: str, expected: Tuple[int, ...], **options: Any) -> None:
+        with self.client.request(method, path, name=name, catch_response=True, **options) as response:
+            if response.status_code in expected:
+                response.success()
+            elif response.status_code:  # 0 is a connection that failed, which Locust reports in its own words
+                wanted = " or ".join(map(str, expected))
+                response.failure(f"answered {response.status_code} instead of {wanted}: {response.text[:200]}")
