@@ -1,0 +1,204 @@
+"""The checked-in dashboards: current, complete, and within what Grafana 8.0 and today's Grafana both understand."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from dashboards.__main__ import DASHBOARDS, files
+from tests.dashboards.conftest import FILES
+
+PANEL_TYPES = {"row", "stat", "gauge", "bargauge", "timeseries", "text", "piechart"}
+
+# The fields of Grafana 8.0.5, by the kind of object that holds them.
+BOARD = (
+    "annotations description editable graphTooltip panels refresh schemaVersion tags templating time timezone title uid"
+)
+PANEL = "datasource description fieldConfig gridPos id options targets title type"
+TARGET = "expr instant interval legendFormat range refId"
+DEFAULTS = "color custom max min thresholds unit"
+CUSTOM = "drawStyle fillOpacity lineWidth showPoints stacking thresholdsStyle"
+VARIABLE = "allValue current datasource hide includeAll label multi name query refresh regex skipUrlSync sort type"
+OPTIONS = {
+    "text": "mode content",
+    "stat": "colorMode graphMode justifyMode orientation reduceOptions textMode",
+    "gauge": "orientation reduceOptions showThresholdLabels showThresholdMarkers",
+    "bargauge": "displayMode orientation reduceOptions showUnfilled",
+    "piechart": "displayLabels legend orientation pieType reduceOptions tooltip",
+    "timeseries": "legend tooltip",
+}
+LEGEND = "calcs displayMode placement values"
+
+# Newer than Prometheus 2.15, by name or by form.
+TOO_NEW = {
+    "function": r"\b((absent|last|present)_over_time|clamp|deg|group|pi|rad|sgn|a?(sin|cos|tan)h?)\s*[(b]",
+    "modifier": r"@|offset\s+-|\b(bool\s+)?atan2\b",
+    "duration": r"\[(\d+[a-z]+){2,}",
+    "trailing comma": r",\s*\)",
+}
+
+# The seed's table, by row.
+PANELS = {
+    "": ["Date and time"],
+    "Operation Metrics": [
+        "HTTP success rate",
+        "Requests by status code",
+        "Requests in progress",
+        "Server latency",
+        "Total requests by endpoint",
+    ],
+    "Resource Metrics": [
+        "Processors",
+        "System load",
+        "CPU by mode",
+        "Memory",
+        "Memory usage",
+        "Swap used and total",
+        "Root file system",
+        "Root file system used",
+        "Disk space used",
+        "Disk I/O",
+        "Network traffic",
+    ],
+    "Model Performance Metrics": ["Inference latency", "Prediction distribution"],
+}
+
+Board = dict[str, Any]
+
+
+def targets(board: Board) -> list[Any]:
+    return [target for panel in board["panels"] for target in panel.get("targets", [])]
+
+
+def only(allowed: str, content: Any) -> None:
+    assert set(content) <= set(allowed.split()), f"unknown to Grafana 8.0: {set(content) - set(allowed.split())}"
+
+
+def test_checked_in_files_are_current() -> None:
+    assert {file.name: file.read_text(encoding="utf-8") for file in FILES} == files(), "run python -m dashboards"
+
+
+def test_uids_are_unique() -> None:
+    assert len(files()) == len(DASHBOARDS)  # a file is named by its uid
+
+
+def test_uid_is_one_that_grafana_takes(board: Board) -> None:
+    assert re.fullmatch(r"[a-z0-9-]{1,40}", board["uid"])
+
+
+def test_model_monitoring_has_the_panels_of_the_seed() -> None:
+    board = json.loads(files()["model-monitoring.json"])
+    found: dict[str, list[str]] = {"": []}
+    row = ""
+    for panel in board["panels"]:
+        if panel["type"] == "row":
+            row = panel["title"]
+            found[row] = []
+        else:
+            found[row].append(panel.get("title", ""))
+    missing = {row: set(titles) - set(found.get(row, [])) for row, titles in PANELS.items()}
+    assert not any(missing.values()), missing
+
+
+def test_model_monitoring_explains_each_operation_metric() -> None:
+    board = json.loads(files()["model-monitoring.json"])
+    notes = " ".join(panel["options"]["content"] for panel in board["panels"] if panel["type"] == "text")
+    assert [title for title in PANELS["Operation Metrics"] if f"**{title}**" not in notes] == []
+
+
+def test_fields_are_known_to_both_grafanas(board: Board) -> None:
+    only(BOARD, board)
+    assert board["schemaVersion"] == 30
+    assert (board["refresh"], board["time"]) == ("5s", {"from": "now-5m", "to": "now"})
+    for panel in board["panels"]:
+        assert panel["type"] in PANEL_TYPES
+        if panel["type"] == "row":
+            only("collapsed gridPos id panels title type", panel)
+            continue
+        only(PANEL, panel)
+        only(OPTIONS[panel["type"]], panel["options"])
+        only(LEGEND, panel["options"].get("legend", {}))
+        config = panel.get("fieldConfig", {"defaults": {}})
+        only(DEFAULTS, config["defaults"])
+        only(CUSTOM, config["defaults"].get("custom", {}))
+        assert {override["matcher"]["id"] for override in config.get("overrides", [])} <= {"byRegexp", "byName"}
+    for target in targets(board):
+        only(TARGET, target)
+    for variable in board["templating"]["list"]:
+        only(VARIABLE, variable)
+
+
+def test_datasource_is_a_string(board: Board) -> None:
+    asking = [panel for panel in board["panels"] if panel.get("targets")] + board["templating"]["list"]
+    assert {part["datasource"] for part in asking} == {"prometheus"}
+
+
+def test_ids_are_unique(board: Board) -> None:
+    assert max(Counter(panel["id"] for panel in board["panels"]).values()) == 1
+    for panel in board["panels"]:
+        letters = [target["refId"] for target in panel.get("targets", [])]
+        assert len(set(letters)) == len(letters)
+        assert "" not in letters
+
+
+def test_panels_lie_side_by_side(board: Board) -> None:
+    cells: Counter[tuple[int, int]] = Counter()
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        for x in range(place["x"], place["x"] + place["w"]):
+            cells.update((x, y) for y in range(place["y"], place["y"] + place["h"]))
+    assert max(cells.values()) == 1
+    bottom = max(y for _, y in cells) + 1
+    assert len(cells) == 24 * bottom, "there are gaps between the panels"
+
+
+def test_panels_explain_themselves(board: Board) -> None:
+    for panel in board["panels"]:
+        if panel["type"] not in ("row", "text"):
+            assert panel["title"]
+            assert panel["description"].endswith("."), panel["title"]
+            assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+            assert all(target["legendFormat"] for target in panel["targets"]), panel["title"]
+
+
+@pytest.mark.parametrize("kind", TOO_NEW)
+def test_promql_is_no_newer_than_the_target(board: Board, kind: str) -> None:
+    assert [target["expr"] for target in targets(board) if re.search(TOO_NEW[kind], target["expr"])] == []
+
+
+def test_every_selector_keeps_to_the_chosen_hosts(board: Board) -> None:
+    for target in targets(board):
+        for selector in re.findall(r"\{(.*?)\}", target["expr"]):
+            assert selector.startswith('instance=~"$instance:.*"'), target["expr"]
+
+
+def test_host_variable(board: Board) -> None:
+    variables = {variable["name"]: variable for variable in board["templating"]["list"]}
+    instance = variables["instance"]
+    pattern = re.compile(instance["regex"].strip("/"))
+    names = {found[1] for found in map(pattern.fullmatch, ["server:9100", "server:8000", "10.0.0.7:9100"]) if found}
+    assert names == {"server", "10.0.0.7"}
+    assert (instance["multi"], instance["includeAll"], instance["allValue"]) == (True, True, ".*")
+    assert instance["current"]["value"] == ["$__all"]
+
+
+def test_flaws_of_the_seed_are_mended(board: Board) -> None:
+    queries = " ".join(target["expr"] for target in targets(board))
+    assert "/etc/hosts" not in queries
+    assert not re.search("apple|grapes|lemon", str(board)), "class names come from labels"
+
+
+def test_latency_panels_show_the_objectives() -> None:
+    board = json.loads(files()["model-monitoring.json"])
+    latencies = [panel for panel in board["panels"] if panel.get("title", "").endswith("latency")]
+    assert [panel["title"] for panel in latencies] == ["Server latency", "Inference latency"]
+    for panel in latencies:
+        defaults = panel["fieldConfig"]["defaults"]
+        assert [step["value"] for step in defaults["thresholds"]["steps"]] == [None, 0.05, 0.3]
+        assert defaults["custom"]["thresholdsStyle"]["mode"] == "line"
+        assert [target["legendFormat"] for target in panel["targets"]] == ["p50", "p95", "p99"]

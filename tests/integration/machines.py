@@ -1,0 +1,143 @@
+"""The two machines of a converged Molecule scenario, and what runs on them, as a user reaches it.
+
+Addresses are looked up at every use: a machine may get another one when it is started again.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import testinfra  # type: ignore[import-untyped]
+
+SCENARIO = os.environ.get("MOLECULE_SCENARIO_NAME", "default")
+MODEL_SERVER_PORT = 8000
+PROMETHEUS_PORT = 9090
+GRAFANA_PORT = 3000
+
+
+def docker(*arguments: str) -> str:
+    return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def wait_until(condition: Callable[[], object], timeout: float, what: str) -> float:
+    """Return the seconds it took until `condition` was true; a refused connection is a no."""
+    started = time.monotonic()
+    while True:
+        try:
+            if condition():
+                return time.monotonic() - started
+            reason = ""
+        except (httpx.HTTPError, subprocess.CalledProcessError) as error:
+            reason = f": {error}"
+        if time.monotonic() - started > timeout:
+            raise AssertionError(f"{what}: not within {timeout:g} s{reason}")
+        time.sleep(0.2)
+
+
+@dataclass(frozen=True)
+class Machine:
+    container: str
+
+    @property
+    def address(self) -> str:
+        return docker(
+            "inspect",
+            "--format={{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}",
+            self.container,
+        )
+
+    def shell(self, user: str = "root") -> Any:
+        """Return testinfra's host for this machine, acting as `user`."""
+        return testinfra.get_host(f"docker://{user}@{self.container}")
+
+    def run(self, command: str, *arguments: str, user: str = "root") -> str:
+        """Return what `command` prints; an exit status other than 0 fails the test."""
+        return str(self.shell(user).check_output(command, *arguments))
+
+    def status(self, command: str, *arguments: str, user: str = "root") -> int:
+        return int(self.shell(user).run(command, *arguments).rc)
+
+    def journal(self, unit: str, since: str = "-1h", lines: int = 40) -> str:
+        return self.run(f"journalctl --unit %s --since %s --lines {lines} --no-pager --output cat", unit, since)
+
+    def http(self, port: int, **options: Any) -> httpx.Client:
+        """Return a client for a service of this machine that no proxy of the controller disturbs."""
+        options.setdefault("timeout", 10)
+        return httpx.Client(base_url=f"http://{self.address}:{port}", trust_env=False, **options)
+
+    def get(self, port: int, path: str, **parameters: str | float) -> httpx.Response:
+        with self.http(port) as client:
+            return client.get(path, params=parameters)
+
+    def restart(self) -> None:
+        """Shut the machine down in order and start it again; returns before its services are up."""
+        docker("restart", "-t", "60", self.container)
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    machine: Machine
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.machine.address}:{PROMETHEUS_PORT}"
+
+    def query(self, promql: str, at: float | None = None) -> list[dict[str, Any]]:
+        time_of = {} if at is None else {"time": at}
+        answer = self.machine.get(PROMETHEUS_PORT, "/api/v1/query", query=promql, **time_of)
+        assert answer.status_code == 200, f"{promql}: {answer.text}"
+        result: list[dict[str, Any]] = answer.json()["data"]["result"]
+        return result
+
+    def total(self, promql: str, at: float | None = None) -> float:
+        """Return the sum over the series of an instant vector: 0 when there is none yet."""
+        return sum(float(series["value"][1]) for series in self.query(promql, at))
+
+
+@dataclass(frozen=True)
+class ModelServer:
+    machine: Machine
+
+    def http(self, **options: Any) -> httpx.Client:
+        return self.machine.http(MODEL_SERVER_PORT, **options)
+
+    def processes(self) -> dict[int, Mapping[str, str]]:
+        """Return the fields of /proc/PID/status for gunicorn's master (first) and its workers."""
+        master = self.machine.run("systemctl show --property MainPID --value model-server")
+        workers = self.machine.shell().run("pgrep --parent %s", master).stdout.split()
+        statuses = {pid: self.machine.shell().run("cat /proc/%s/status", pid) for pid in [master, *workers]}
+        return {
+            int(pid): dict(line.split(":\t", 1) for line in answer.stdout.splitlines())
+            for pid, answer in statuses.items()
+            if answer.rc == 0
+        }
+
+    def workers(self) -> list[int]:
+        return list(self.processes())[1:]
+
+    def ready(self) -> bool:
+        return self.machine.get(MODEL_SERVER_PORT, "/readyz").status_code == 200
+
+    def counters(self) -> dict[str, float]:
+        """Return every counter sample (histogram buckets too) of one scrape of /metrics."""
+        answer = self.machine.get(MODEL_SERVER_PORT, "/metrics")
+        assert answer.status_code == 200, answer.text
+        return {
+            series: value
+            for series, value in samples(answer.text)
+            if series.partition("{")[0].endswith(("_total", "_count", "_sum", "_bucket"))
+        }
+
+
+def samples(exposition: str) -> Iterator[tuple[str, float]]:
+    """Yield the samples of a page in Prometheus' text format."""
+    for line in exposition.splitlines():
+        if line and not line.startswith("#"):
+            series, _, value = line.rpartition(" ")
+            yield series, float(value)

@@ -1,0 +1,195 @@
+import asyncio
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Sequence
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from model_server.app import create_app
+from model_server.settings import Settings
+
+Encode = Callable[..., bytes]
+
+
+class Client:
+    """Sends requests to the app itself, without a server in between."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        async def send() -> httpx.Response:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(self._app), base_url="http://server") as client:
+                return await client.request(method, path, **options)
+
+        return asyncio.run(send())
+
+    def get(self, path: str) -> httpx.Response:
+        return self.request("GET", path)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return self.request("POST", path, **options)
+
+
+class FakeClassifier:
+    classes: Sequence[str] = ("apple", "grapes", "lemon")
+    ready = True
+
+    def __init__(self) -> None:
+        self.seen: List[Image.Image] = []
+
+    def predict(self, image: Image.Image) -> str:
+        self.seen.append(image)
+        return "lemon"
+
+
+@pytest.fixture
+def classifier() -> FakeClassifier:
+    return FakeClassifier()
+
+
+def make_client(classifier: FakeClassifier, **settings: Any) -> Client:
+    return Client(create_app(Settings(bundle=Path("none"), **settings), classifier))
+
+
+@pytest.fixture
+def client(classifier: FakeClassifier) -> Client:
+    return make_client(classifier)
+
+
+def post(client: Client, data: bytes, kind: str = "image/jpeg", name: str = "a.jpg") -> Any:
+    return client.post("/predict", files={"file": (name, data, kind)})
+
+
+def samples(client: Client) -> Dict[str, float]:
+    page = client.get("/metrics")
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/plain; version=")
+    found: Dict[str, float] = {}
+    for family in text_string_to_metric_families(page.text):
+        for sample in family.samples:
+            key = sample.name + str(sorted(sample.labels.items()))
+            assert key not in found, f"duplicate series {key}"
+            found[key] = sample.value
+    return found
+
+
+def requests_total(client: Client, method: str, path: str, status: int) -> float:
+    labels = {"method": method, "path": path, "status_code": str(status), "app_name": "fastapi"}
+    return samples(client).get("fastapi_requests_total" + str(sorted(labels.items())), 0.0)
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/docs", "/metrics"])
+def test_pages(client: Client, path: str) -> None:
+    assert client.get(path).status_code == 200
+
+
+def test_an_image_is_classified(client: Client, classifier: FakeClassifier, encode: Encode) -> None:
+    answer = post(client, encode((200, 160)), name="fruit.jpg")
+    assert answer.status_code == 200
+    assert answer.json() == {"filename": "fruit.jpg", "content_type": "image/jpeg", "likely_class": "lemon"}
+    assert (classifier.seen[0].mode, classifier.seen[0].size) == ("RGB", (200, 160))
+
+
+def test_the_bare_body_is_classified(client: Client, encode: Encode) -> None:
+    answer = client.post("/predict", content=encode(kind="PNG"), headers={"content-type": "image/png"})
+    assert answer.status_code == 200
+    assert answer.json() == {"filename": None, "content_type": "image/png", "likely_class": "lemon"}
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "fake_client_error/jpeg", "fake_server_error/jpeg", "application/pdf"])
+def test_another_type_is_not_an_image(client: Client, encode: Encode, kind: str) -> None:
+    answer = post(client, encode(), kind, "a.jpg")
+    assert (answer.status_code, answer.json()) == (400, {"detail": "File 'a.jpg' is not an image."})
+
+
+def test_a_server_error_is_simulated_only_on_request(classifier: FakeClassifier, encode: Encode) -> None:
+    client = make_client(classifier, fault_injection=True)
+    assert post(client, encode(), "fake_server_error/jpeg").status_code == 500
+    assert post(client, encode(), "fake_client_error/jpeg").status_code == 400
+    assert post(client, encode()).status_code == 200
+
+
+@pytest.mark.parametrize("data", [b"", b"text in disguise", b"\xff\xd8\xff\xe0", b"GIF89a" + bytes(20)])
+def test_what_cannot_be_decoded_is_the_fault_of_the_client(
+    client: Client, classifier: FakeClassifier, data: bytes
+) -> None:
+    answer = post(client, data)
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("File 'a.jpg' ")
+    bare = client.post("/predict", content=data, headers={"content-type": "image/jpeg"})
+    assert bare.status_code == 400
+    assert bare.json()["detail"].startswith("The body ")
+    assert not classifier.seen
+
+
+def test_a_truncated_image_is_the_fault_of_the_client(client: Client, encode: Encode) -> None:
+    assert post(client, encode((800, 600))[:-500]).status_code == 400
+
+
+def test_too_much_is_refused(classifier: FakeClassifier, encode: Encode) -> None:
+    client = make_client(classifier, max_body_bytes=50_000, max_image_pixels=100_000)
+    large = post(client, bytes(50_001))
+    assert (large.status_code, large.json()["detail"]) == (413, "The request body is larger than 50000 bytes.")
+    bomb = post(client, encode((400, 400), mode="1", kind="PNG"), "image/png", "a.png")
+    assert bomb.status_code == 413
+    assert bomb.json()["detail"] == "File 'a.png' is too large: 400×400 pixels, at most 100000 are accepted."
+
+
+def test_a_form_without_file_is_refused(client: Client, encode: Encode) -> None:
+    assert client.post("/predict", files={"image": ("a.jpg", encode(), "image/jpeg")}).status_code == 422
+    assert client.post("/predict", data={"file": "text"}).status_code == 415
+    assert client.post("/predict").status_code == 415
+
+
+def test_not_ready_until_the_model_is(client: Client, classifier: FakeClassifier) -> None:
+    classifier.ready = False
+    assert client.get("/readyz").status_code == 503
+    assert client.get("/healthz").status_code == 200
+
+
+def test_the_documentation_shows_the_file_field(client: Client) -> None:
+    operation = client.get("/openapi.json").json()["paths"]["/predict"]["post"]
+    form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["properties"]["file"]["format"] == "binary"
+    answer = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    assert answer["$ref"].endswith("/Prediction")
+
+
+def test_requests_are_counted_by_path_and_status(client: Client, encode: Encode) -> None:
+    before = [requests_total(client, "POST", "/predict", status) for status in (200, 400)]
+    post(client, encode())
+    post(client, b"")
+    post(client, b"")
+    after = [requests_total(client, "POST", "/predict", status) for status in (200, 400)]
+    assert [late - early for late, early in zip(after, before)] == [1, 2]
+
+
+def test_unknown_paths_make_no_series(client: Client) -> None:
+    assert client.get("/no/such/page").status_code == 404
+    assert not [key for key in samples(client) if "/no/such/page" in key]
+
+
+def test_predictions_are_counted_by_class(client: Client, encode: Encode) -> None:
+    before = samples(client)
+    assert {f"predictions_total[('class', '{name}')]" for name in FakeClassifier.classes} <= before.keys()
+    post(client, encode())
+    post(client, b"")
+    after = samples(client)
+    grown = {key for key in after if key.startswith("predictions_total") and after[key] != before[key]}
+    assert grown == {"predictions_total[('class', 'lemon')]"}
+    assert after["predictions_total[('class', 'lemon')]"] == before["predictions_total[('class', 'lemon')]"] + 1
+
+
+def test_the_metrics_of_the_contract_are_there(client: Client) -> None:
+    names = {key.split("[")[0] for key in samples(client)}
+    assert {
+        "fastapi_requests_total",
+        "fastapi_request_duration_seconds_bucket",
+        "fastapi_request_duration_seconds_count",
+        "fastapi_requests_in_progress",
+        "predictions_total",
+    } <= names

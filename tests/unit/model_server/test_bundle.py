@@ -1,0 +1,120 @@
+import hashlib
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+import yaml
+
+from model_server.bundle import BundleError, read_bundle, write_bundle
+
+WEIGHTS = b"any bytes: nothing here is unpickled"
+FIELDS: Dict[str, Any] = {
+    "name": "fruits",
+    "version": "1.0",
+    "architecture": "fruit_classifier",
+    "classes": ["apple", "grapes", "lemon"],
+    "input_size": 150,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "bundle", WEIGHTS, FIELDS)
+    return tmp_path / "bundle"
+
+
+def edit(bundle: Path, **changes: Any) -> None:
+    manifest = bundle / "model.yaml"
+    fields = {**yaml.safe_load(manifest.read_text()), **changes}
+    manifest.write_text(yaml.safe_dump({key: value for key, value in fields.items() if value is not None}))
+
+
+def test_what_is_written_is_read(bundle: Path) -> None:
+    read = read_bundle(bundle)
+    assert read.weights == WEIGHTS
+    assert read.manifest.classes == ("apple", "grapes", "lemon")
+    assert read.manifest.weights_sha256 == hashlib.sha256(WEIGHTS).hexdigest()
+    assert (bundle.stat().st_mode & 0o777, (bundle / "model.yaml").stat().st_mode & 0o444) == (0o755, 0o444)
+
+
+def test_an_existing_bundle_is_kept(bundle: Path) -> None:
+    with pytest.raises(BundleError, match="exists already and is not overwritten"):
+        write_bundle(bundle, b"other", FIELDS)
+    assert read_bundle(bundle).weights == WEIGHTS
+
+
+def test_an_empty_directory_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    write_bundle(tmp_path / "bundle", WEIGHTS, FIELDS)
+    assert read_bundle(tmp_path / "bundle").weights == WEIGHTS
+
+
+def test_nothing_is_left_of_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.rename", fail)
+    with pytest.raises(BundleError, match=r"cannot be written: No space left on device\.$"):
+        write_bundle(tmp_path / "bundle", WEIGHTS, FIELDS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_weights_are_refused(bundle: Path) -> None:
+    (bundle / "weights.pt").write_bytes(b"other")
+    expected = hashlib.sha256(WEIGHTS).hexdigest()
+    got = hashlib.sha256(b"other").hexdigest()
+    with pytest.raises(BundleError, match=f"weights.pt has SHA-256 {got}, but model.yaml expects {expected}.$"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["model.yaml", "weights.pt"])
+def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} cannot be read: No such file or directory.$"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"name: [", "is not valid YAML at line 1"),
+        (b"\xff\xfe\xfd", "is not valid YAML"),
+        (b"", "holds a NoneType, but a mapping"),
+        (b"- a", "holds a list, but a mapping"),
+    ],
+)
+def test_a_malformed_manifest_is_explained(bundle: Path, text: bytes, message: str) -> None:
+    (bundle / "model.yaml").write_bytes(text)
+    with pytest.raises(BundleError, match=f"model.yaml {message}"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("field", [*FIELDS, "weights_sha256"])
+def test_a_missing_field_is_named(bundle: Path, field: str) -> None:
+    edit(bundle, **{field: None})
+    with pytest.raises(BundleError, match=f"model.yaml lacks the field {field}.$"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("version", 1.0),
+        ("name", ""),
+        ("classes", ["apple"]),
+        ("classes", ["apple", "apple"]),
+        ("input_size", 0),
+        ("input_size", "wide"),
+        ("mean", [0.5, 0.5]),
+        ("std", [0.2, 0.0, 0.2]),
+        ("weights_sha256", "abc"),
+        ("colour", "red"),
+    ],
+)
+def test_a_bad_field_is_named(bundle: Path, field: str, value: object) -> None:
+    edit(bundle, **{field: value})
+    with pytest.raises(BundleError, match=rf"model\.yaml.* {field}[.\d]*( is .*)?\.$") as caught:
+        read_bundle(bundle)
+    assert "\n" not in str(caught.value)

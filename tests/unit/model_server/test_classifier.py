@@ -1,0 +1,147 @@
+import io
+from pathlib import Path
+from random import Random
+from typing import Any, Dict
+
+import pytest
+from PIL import Image
+
+from model_server.bundle import Bundle, BundleError, Manifest, read_bundle, write_bundle
+from model_server.drawings import draw_fruit
+
+torch = pytest.importorskip("torch")
+
+# The keys and shapes of the published fruit_classifier_state_dict.pt.
+PUBLISHED = {
+    "conv1.weight": (6, 3, 5, 5),
+    "conv1.bias": (6,),
+    "conv2.weight": (16, 6, 5, 5),
+    "conv2.bias": (16,),
+    "fc1.weight": (120, 18496),
+    "fc1.bias": (120,),
+    "fc2.weight": (84, 120),
+    "fc2.bias": (84,),
+    "fc3.weight": (3, 84),
+    "fc3.bias": (3,),
+}
+FIELDS: Dict[str, Any] = {
+    "name": "fruits",
+    "version": "1.0",
+    "architecture": "fruit_classifier",
+    "classes": ["apple", "grapes", "lemon"],
+    "input_size": 150,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+
+
+def published_weights() -> Dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) * 0.05 for name, shape in PUBLISHED.items()}
+
+
+def make_bundle(path: Path, state: Any, **changes: Any) -> Bundle:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bundle(path, buffer.getvalue(), {**FIELDS, **changes})
+    return read_bundle(path)
+
+
+def load(bundle: Bundle) -> Any:
+    from model_server.classifier import Classifier
+
+    return Classifier(bundle)
+
+
+def test_the_published_weights_load_and_answer(tmp_path: Path) -> None:
+    classifier = load(make_bundle(tmp_path / "bundle", published_weights()))
+    assert classifier.ready
+    assert classifier.predict(Image.new("RGB", (640, 480), "red")) in {"apple", "grapes", "lemon"}
+
+
+def test_logits_are_those_of_the_textbook(tmp_path: Path) -> None:
+    """Fold, memory order and pooling change nothing: compare with ToTensor, Normalize and the layers as published."""
+    from torch.nn import functional
+
+    from model_server.preprocessing import resize_and_crop
+
+    state = published_weights()
+    classifier = load(make_bundle(tmp_path / "bundle", state))
+    for seed in range(8):
+        picture = draw_fruit("apple", Random(seed), 200 + 40 * seed, 300)
+        square = resize_and_crop(picture, 150)
+        x = torch.tensor(list(square.tobytes()), dtype=torch.float32).view(150, 150, 3).permute(2, 0, 1) / 255
+        mean, std = (torch.tensor(FIELDS[key]).view(3, 1, 1) for key in ("mean", "std"))
+        x = ((x - mean) / std).unsqueeze(0)
+        for layer in ("conv1", "conv2"):
+            x = functional.conv2d(x, state[f"{layer}.weight"], state[f"{layer}.bias"])
+            x = functional.max_pool2d(functional.relu(x), 2)
+        x = x.flatten(1)
+        for layer in ("fc1", "fc2", "fc3"):
+            x = functional.linear(x, state[f"{layer}.weight"], state[f"{layer}.bias"])
+            x = x if layer == "fc3" else functional.relu(x)
+        torch.testing.assert_close(classifier.logits(picture), x[0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_number_of_classes_and_the_size_are_the_bundles(tmp_path: Path) -> None:
+    from model_server.architectures import FruitClassifier
+
+    changes = {"classes": ["a", "b"], "input_size": 64}
+    bundle = make_bundle(tmp_path / "bundle", FruitClassifier(2, 64).state_dict(), **changes)
+    assert load(bundle).logits(Image.new("RGB", (70, 90))).shape == (2,)
+
+
+def test_one_thread_per_worker(tmp_path: Path) -> None:
+    load(make_bundle(tmp_path / "bundle", published_weights()))
+    assert torch.get_num_threads() == 1
+
+
+def without(name: str) -> Dict[str, Any]:
+    state = published_weights()
+    del state[name]
+    return state
+
+
+@pytest.mark.parametrize(
+    ("state", "changes", "message"),
+    [
+        (published_weights, {"architecture": "resnet"}, "architecture is 'resnet', known are: fruit_classifier."),
+        (
+            published_weights,
+            {"classes": ["a", "b"]},
+            r"fc3.weight has the shape \(3, 84\), but model.yaml expects \(2, 84\).",
+        ),
+        (
+            published_weights,
+            {"input_size": 64},
+            r"fc1.weight has the shape \(120, 18496\), but .* expects \(120, 2704\).",
+        ),
+        (lambda: without("fc2.bias"), {}, "has the keys conv1.weight, .*, but fruit_classifier expects .*fc2.bias"),
+        (dict, {}, r"has the keys \(none\), but fruit_classifier expects conv1.weight"),
+        (lambda: [1, 2], {}, "holds a list, but a state dict"),
+        (lambda: {"conv1.weight": 1}, {}, "holds a dict, but a state dict"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_a_sentence(tmp_path: Path, state: Any, changes: Any, message: str) -> None:
+    bundle = make_bundle(tmp_path / "bundle", state(), **changes)
+    with pytest.raises(BundleError, match=message) as caught:
+        load(bundle)
+    assert str(caught.value).startswith(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+class Malicious:
+    def __reduce__(self) -> Any:
+        return exec, ("raise SystemExit('executed')",)
+
+
+@pytest.mark.parametrize("weights", [b"", b"garbage", b"PK\x03\x04" + bytes(50), b"\x80\x02}q\x00."])
+def test_weights_that_are_none_are_refused(weights: bytes) -> None:
+    bundle = Bundle(Path("b"), Manifest(**{**FIELDS, "weights_sha256": "0" * 64}), weights)
+    with pytest.raises(BundleError, match=r"weights\.pt"):
+        load(bundle)
+
+
+def test_code_in_weights_is_not_executed(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a PyTorch state dict"):
+        load(make_bundle(tmp_path / "bundle", {"conv1.weight": Malicious()}))

@@ -1,0 +1,194 @@
+"""Runs gunicorn itself: what happens to workers and their metrics is not to be had otherwise."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+ROOT = Path(__file__).resolve().parents[3]
+GUNICORN = [sys.executable, "-m", "gunicorn", "--config", "python:model_server.gunicorn_conf"]
+Encode = Callable[..., bytes]
+
+
+def environment(metrics: Path, **settings: str) -> Dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(Path(__file__).parent))),
+        "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+        "MODEL_SERVER_BUNDLE": "none",
+        **{f"MODEL_SERVER_{name.upper()}": value for name, value in settings.items()},
+    }
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while True:
+        result = condition()
+        if result:
+            return result
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+class Server:
+    """A gunicorn with two workers around the app of `serving`."""
+
+    def __init__(self, metrics: Path, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.url = f"http://{address}"
+        self.metrics_dir = metrics
+        self.log = log
+        # A new connection for each request: a kept one would stay with one worker.
+        self.client = httpx.Client(base_url=self.url, timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*GUNICORN, "serving:app()"],
+                env=environment(metrics, bind=address, workers="2", graceful_timeout="5"),
+                stderr=output,
+            )
+        wait_for(lambda: self.get("/readyz") and len(self.workers()) == 2)
+
+    def get(self, path: str) -> "httpx.Response | None":
+        try:
+            return self.client.get(path)
+        except httpx.TransportError:  # the worker was killed, or none is there yet
+            return None
+
+    def predict(self, image: bytes) -> "httpx.Response | None":
+        try:
+            return self.client.post("/predict", files={"file": ("a.jpg", image, "image/jpeg")})
+        except httpx.TransportError:
+            return None
+
+    def workers(self) -> List[int]:
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def wait_for_replacement(self, before: List[int]) -> None:
+        wait_for(lambda: len(self.workers()) == 2 and self.workers() != before)
+
+    def samples(self) -> Dict[str, float]:
+        page = wait_for(lambda: self.get("/metrics"))
+        found: Dict[str, float] = {}
+        for family in text_string_to_metric_families(page.text):
+            for sample in family.samples:
+                assert "pid" not in sample.labels
+                key = sample.name + str(sorted(sample.labels.items()))
+                assert key not in found, f"duplicate series {key}"
+                found[key] = sample.value
+        return found
+
+    def lemons(self) -> float:
+        return self.samples()["predictions_total[('class', 'lemon')]"]
+
+    def files(self) -> List[str]:
+        return sorted(path.name for path in self.metrics_dir.glob("*.db"))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    (tmp_path / "metrics").mkdir()
+    server = Server(tmp_path / "metrics", tmp_path / "log")
+    yield server
+    server.process.terminate()
+    try:
+        assert server.process.wait(20) == 0
+    finally:
+        server.process.kill()
+        server.client.close()
+
+
+def test_counters_outlive_the_workers_that_counted(server: Server, encode: Encode) -> None:
+    image = encode((40, 30))
+    answered, last = 0, 0.0
+    for round_ in range(20):
+        before = server.workers()
+        for _ in range(3):
+            answered += server.predict(image) is not None
+        os.kill(before[round_ % 2], signal.SIGKILL)
+        for _ in range(3):  # while a worker is missing
+            answered += server.predict(image) is not None
+            counted = server.lemons()
+            assert last <= counted <= answered + round_ + 1, "counters never fall, and grow by what was sent"
+            last = counted
+        server.wait_for_replacement(before)
+    # A request whose worker was killed between counting and answering is counted, though not answered.
+    assert answered <= server.lemons() <= answered + 20
+    slots = {name.rsplit("_", 1)[1] for name in server.files()}
+    assert slots <= {"0.db", "1.db", "master.db"}, "files do not grow with the number of workers"
+    in_progress = [value for key, value in server.samples().items() if key.startswith("fastapi_requests_in_progress")]
+    assert sum(in_progress) == 1, "only the scrape itself"
+
+
+def test_a_reload_replaces_the_workers_and_keeps_the_counters(server: Server, encode: Encode) -> None:
+    image, before = encode((40, 30)), server.workers()
+    for _ in range(10):
+        assert server.predict(image)
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: len(server.workers()) == 2 and not set(server.workers()) & set(before))
+    for _ in range(10):
+        assert server.predict(image)
+    assert server.lemons() == 20
+    # Old and new workers live side by side for a while, in four slots.
+    assert {name.rsplit("_", 1)[1] for name in server.files()} <= {"0.db", "1.db", "2.db", "3.db", "master.db"}
+
+
+def test_more_workers_by_signal(server: Server, encode: Encode) -> None:
+    server.process.send_signal(signal.SIGTTIN)
+    wait_for(lambda: len(server.workers()) == 3)
+    server.process.send_signal(signal.SIGTTOU)
+    wait_for(lambda: len(server.workers()) == 2)
+    assert server.predict(encode((40, 30)))
+    assert server.lemons() == 1
+
+
+def test_requests_leave_no_log(server: Server, encode: Encode) -> None:
+    assert server.predict(encode((40, 30)))
+    assert server.get("/nowhere")
+    log = server.log.read_text()
+    assert "Listening at" in log
+    assert "/predict" not in log
+    assert "/nowhere" not in log
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"workers": "none"}, "model server: MODEL_SERVER_WORKERS is 'none': input should be a valid integer"),
+        ({"worker": "1"}, "model server: MODEL_SERVER_WORKER is not a setting of the model server; did you mean"),
+    ],
+)
+def test_a_bad_setting_ends_the_start_with_a_sentence(tmp_path: Path, settings: Dict[str, str], sentence: str) -> None:
+    assert_refused(environment(tmp_path, **settings), sentence)
+
+
+def test_metrics_that_cannot_be_shared_end_the_start_with_a_sentence(tmp_path: Path) -> None:
+    missing = environment(tmp_path / "none")
+    assert_refused(
+        missing, f"model server: PROMETHEUS_MULTIPROC_DIR is '{tmp_path}/none', where no file can be written"
+    )
+    del missing["PROMETHEUS_MULTIPROC_DIR"]
+    assert_refused(missing, "model server: PROMETHEUS_MULTIPROC_DIR is not set;")
+
+
+def test_a_broken_bundle_ends_the_start_with_a_sentence(tmp_path: Path) -> None:
+    sentence = f"model server: {tmp_path}/bundle/model.yaml cannot be read: No such file or directory."
+    assert_refused(environment(tmp_path, bundle=str(tmp_path / "bundle")), sentence)
+
+
+def assert_refused(env: Dict[str, str], sentence: str) -> None:
+    result = subprocess.run(GUNICORN, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode not in {0, None}
+    lines = [line for line in result.stderr.splitlines() if line and "[INFO]" not in line]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith(sentence)

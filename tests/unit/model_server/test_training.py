@@ -1,0 +1,69 @@
+from pathlib import Path
+from random import Random
+from typing import Any, Tuple
+
+import pytest
+
+from model_server.bundle import read_bundle
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Give the module with a training that is too short to be any good."""
+    from model_server import training
+
+    monkeypatch.setattr(training, "TRAINING_IMAGES", 12)
+    monkeypatch.setattr(training, "HELD_OUT_IMAGES", 6)
+    monkeypatch.setattr(training, "EPOCHS", 1)
+    monkeypatch.setattr(training, "LOWEST_ACCURACY", 0.0)
+    return training
+
+
+def test_drawings_are_normalised_and_balanced(training: Any) -> None:
+    images, labels = training.draw_images(6, Random(0))
+    assert images.shape == (6, 3, 150, 150)
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert -2.2 < images.min() < 0 < images.max() < 2.7
+
+
+def test_a_bundle_is_written_and_the_same_seed_gives_the_same(
+    training: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(name: str, *arguments: str) -> str:
+        training.main(["--out", str(tmp_path / name), *arguments])
+        return read_bundle(tmp_path / name).manifest.weights_sha256
+
+    first, again, other = train("first"), train("again"), train("other", "--seed", "1")
+    assert first == again
+    assert first != other
+    assert "epoch 1/1" in capsys.readouterr().out
+
+
+def test_what_is_written_can_be_served(training: Any, tmp_path: Path) -> None:
+    from model_server.classifier import Classifier
+
+    training.main(["--out", str(tmp_path / "bundle")])
+    classifier = Classifier(read_bundle(tmp_path / "bundle"))
+    assert tuple(classifier.classes) == ("apple", "grapes", "lemon")
+
+
+def test_an_existing_bundle_is_refused_at_once(training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.yaml").touch()
+    monkeypatch.setattr(training, "train", None)
+    with pytest.raises(SystemExit, match="exists already and is not overwritten"):
+        training.main(["--out", str(tmp_path)])
+
+
+def test_a_model_that_learnt_nothing_is_not_written(
+    training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(seed: int) -> Tuple[object, float]:
+        return object(), 0.9667
+
+    monkeypatch.setattr(training, "LOWEST_ACCURACY", 0.97)
+    monkeypatch.setattr(training, "train", train)
+    with pytest.raises(SystemExit, match=r"reached 96\.7% on held-out drawings, but 97% are needed"):
+        training.main(["--out", str(tmp_path / "bundle")])
+    assert not (tmp_path / "bundle").exists()

@@ -1,0 +1,96 @@
+"""What every role has in common."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROLES = sorted(path for path in (Path(__file__).parents[2] / "roles").iterdir() if path.is_dir())
+FILES = [
+    "README.md",
+    "defaults/main.yml",
+    "meta/argument_specs.yml",
+    "meta/main.yml",
+    "tasks/main.yml",
+    "tasks/preflight.yml",
+]
+
+each_role = pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def options(role: Path) -> Any:
+    return load(role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+
+
+@each_role
+@pytest.mark.parametrize("name", FILES)
+def test_role_has_file(role: Path, name: str) -> None:
+    assert (role / name).is_file()
+
+
+@each_role
+def test_defaults_are_those_of_the_argument_specs(role: Path) -> None:
+    specified = {name: option.get("default") for name, option in options(role).items()}
+
+    assert load(role / "defaults/main.yml") == specified
+
+
+@each_role
+def test_public_variables_carry_the_roles_name_and_a_description(role: Path) -> None:
+    for name, option in options(role).items():
+        assert name.startswith(f"{role.name}_")
+        assert option["description"], name
+        assert option["type"], name
+
+
+@each_role
+def test_internal_variables_carry_two_underscores(role: Path) -> None:
+    files = [path for path in (role / "vars").glob("*.yml") if path.is_file()]
+
+    assert [name for path in files for name in load(path) if not name.startswith(f"__{role.name}_")] == []
+
+
+@each_role
+def test_readme_names_every_variable(role: Path) -> None:
+    readme = (role / "README.md").read_text()
+
+    assert [name for name in options(role) if name not in readme] == []
+
+
+@each_role
+def test_tasks_only_import_the_phases(role: Path) -> None:
+    tasks = load(role / "tasks/main.yml")
+    actions = [key for task in tasks for key in task if key.startswith("ansible.builtin.")]
+    phases = [task["ansible.builtin.import_tasks"] for task in tasks if "ansible.builtin.import_tasks" in task]
+
+    assert set(actions) <= {"ansible.builtin.import_tasks", "ansible.builtin.meta"}
+    assert phases[0] == "preflight.yml"
+    assert all((role / "tasks" / phase).is_file() for phase in phases)
+
+
+@each_role
+def test_role_can_be_taken_away_again(role: Path) -> None:
+    assert options(role)[f"{role.name}_state"]["default"] == "present"
+
+
+@each_role
+def test_files_and_templates_have_an_explicit_mode(role: Path) -> None:
+    modules = ("ansible.builtin.copy", "ansible.builtin.template", "ansible.builtin.get_url")
+    tasks = [task for path in (role / "tasks").glob("*.yml") for task in flat(load(path))]
+
+    for task in tasks:
+        for module in modules:
+            assert module not in task or isinstance(task[module].get("mode"), str), task["name"]
+
+
+def flat(tasks: Any) -> Any:
+    """Return tasks with those of their blocks in a row."""
+    for task in tasks:
+        yield task
+        for part in ("block", "rescue", "always"):
+            yield from flat(task.get(part, []))
