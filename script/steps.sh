@@ -1,0 +1,91 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it: where they work, and how they show what they do.
+
+SCRIPT=$(realpath "$0")
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+LOGS=.cache/logs
+mkdir -p "$LOGS"
+# Debian keeps dockerd and its kind where the path of a plain user does not lead.
+export PATH="$PWD/.venv/bin:$PWD/.cache/bin:$PATH:/usr/sbin:/sbin"
+
+# The comment that the calling script begins with.
+help() { sed -n '2,/^[^#]/{/^#/!q;s/^# \{0,1\}//p}' "$SCRIPT"; }
+
+say() { printf '%s\n' "$@"; }
+fail() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+log_of() { echo "$LOGS/$(tr -cs 'A-Za-z0-9.\n' '-' <<<"$1").log"; }
+
+# Runs COMMAND with its output in a log; prints one line with the seconds it took, and the log's end where it failed.
+step() { # NAME COMMAND...
+  local name=$1 log started=$SECONDS
+  log=$(log_of "$1")
+  shift
+  printf '%s …' "$name"
+  if NO_COLOR=1 "$@" >"$log" 2>&1 </dev/null; then
+    printf ' %d s\n' $((SECONDS - started))
+  else
+    printf ' failed after %d s; the end of %s:\n' $((SECONDS - started)) "$log"
+    tail -n 40 "$log"
+    return 1
+  fi
+}
+
+# The same for a long run of Ansible: each task is shown as it begins.
+playbook() { # NAME COMMAND...
+  local name=$1 log line started=$SECONDS
+  log=$(log_of "$1")
+  shift
+  printf '%s …\n' "$name"
+  NO_COLOR=1 ANSIBLE_NOCOLOR=1 "$@" 2>&1 </dev/null | tee "$log" | while IFS= read -r line; do
+    [[ $line =~ ^(TASK|RUNNING\ HANDLER)\ \[(.*)\] ]] || continue
+    printf '  %3d s  %s\n' $((SECONDS - started)) "${BASH_REMATCH[2]}"
+  done || {
+    printf '%s failed after %d s; the end of %s:\n' "$name" $((SECONDS - started)) "$log"
+    tail -n 60 "$log"
+    return 1
+  }
+  printf '%s: %d s\n' "$name" $((SECONDS - started))
+}
+
+# Docker Engine's group is joined by script/bootstrap; a shell that is older than that has to start again in it.
+with_docker() { # ARGUMENT... of the calling script
+  docker info >/dev/null 2>&1 && return
+  [ "$(id -u)" != 0 ] && [ -z "${IN_GROUP_DOCKER:-}" ] ||
+    fail "Docker Engine does not answer: see '$LOGS/dockerd.log' or 'systemctl status docker'."
+  IN_GROUP_DOCKER=1 exec sg docker -c "$(printf '%q ' "$PWD/script/${0##*/}" "$@")"
+}
+
+# CPython between FIRST and LAST (3.11 3.13) that can make a virtual environment: its path, or nothing.
+find_python() { # FIRST LAST
+  local candidate minor
+  local candidates=(python3)
+  for ((minor = ${2#3.}; minor >= ${1#3.}; minor--)); do candidates+=("python3.$minor" "$HOME/.pyenv/versions/3.$minor".*/bin/python "$PWD/.cache/python/cpython-3.$minor".*/bin/python3); done
+  for candidate in "${candidates[@]}"; do
+    "$candidate" - "$1" "$2" 2>/dev/null <<'PYTHON' && return
+import ensurepip, os, sys, venv
+first, last = (tuple(map(int, word.split("."))) for word in sys.argv[1:])
+if not first <= sys.version_info[:2] <= last:
+    sys.exit(1)
+# Not sys.executable, which may be that of a virtual environment.
+print(os.path.join(sys.base_prefix, "bin", "python%d.%d" % sys.version_info[:2]))
+PYTHON
+  done
+}
+
+# A virtual environment at DIRECTORY that holds exactly the LOCKs; made again only when they, or PYTHON, have changed.
+virtual_environment() { # DIRECTORY PYTHON LOCK...
+  local directory=$1 python=$2 lock stamp arguments=()
+  shift 2
+  stamp=$({ "$python" -VV; printf '%s\n' "$python"; cat "$@"; } | sha256sum)
+  [ "$(cat "$directory/.stamp" 2>/dev/null)" != "$stamp" ] || return 0
+  for lock in "$@"; do arguments+=(-r "$lock"); done
+  rm -rf "$directory"
+  "$python" -m venv "$directory"
+  "$directory/bin/python" -m pip install --disable-pip-version-check --no-compile --require-hashes "${arguments[@]}"
+  echo "$stamp" >"$directory/.stamp"
+}
