@@ -1,30 +1,35 @@
 """The HTTP interface: what is asked for, and what is answered."""
 
 import sys
-from typing import Any, Dict, Optional, Protocol, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Optional, Protocol, Tuple
 
 from fastapi import FastAPI, HTTPException, Request
 from PIL import Image
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
-from model_server.bundle import BundleError, read_bundle
+from model_server.bundle import BundleError, Manifest, read_bundle
 from model_server.monitoring import PREDICTIONS, check_metrics_dir, instrument
 from model_server.preprocessing import ImageTooLargeError, UndecodableImageError, decode
 from model_server.settings import Settings, SettingsError, read_settings
 from model_server.upload import FIELD, read_upload
+
+if TYPE_CHECKING:  # the import of torch takes seconds
+    from torch import Tensor
 
 
 class ImageClassifier(Protocol):
     """What the app asks of a model."""
 
     @property
-    def classes(self) -> Sequence[str]: ...
+    def manifest(self) -> Manifest: ...
 
     @property
     def ready(self) -> bool: ...
 
-    def predict(self, image: Image.Image) -> str: ...
+    def preprocess(self, image: Image.Image) -> "Tensor": ...
+
+    def classify(self, pixels: "Tensor") -> Tuple[str, float]: ...
 
 
 class Prediction(BaseModel):
@@ -73,7 +78,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
     model = classifier
 
     app = FastAPI(title="Model server", description="Classifies images and counts what it does.")
-    instrument(app, model.classes)
+    instrument(app, model.manifest.classes)
 
     @app.get("/")
     async def root() -> Dict[str, str]:
@@ -112,7 +117,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
             raise HTTPException(
                 400, f"{name} cannot be decoded as an image: damaged, or of an unknown format."
             ) from error
-        likely_class = model.predict(image)
+        likely_class, _ = model.classify(model.preprocess(image))
         PREDICTIONS.labels(likely_class).inc()
         return JSONResponse(
             {"filename": upload.filename, "content_type": upload.content_type, "likely_class": likely_class}

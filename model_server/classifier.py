@@ -2,7 +2,7 @@
 
 import io
 import pickle
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any, Dict, NamedTuple, Sequence, Tuple
 
 import torch
 from PIL import Image
@@ -17,11 +17,18 @@ from model_server.preprocessing import resize_and_crop
 torch.set_num_threads(1)
 
 
+class Classification(NamedTuple):
+    """What the model says of an image; `confidence` is the softmax of the likely class, 0..1."""
+
+    likely_class: str
+    confidence: float
+
+
 class Classifier:
     """A model ready to answer.
 
     Attributes:
-        classes: names of the classes, in the order of the logits.
+        manifest: what the bundle says of the model; its `classes` are in the order of the logits.
         ready: true once a forward pass has been done.
     """
 
@@ -32,7 +39,7 @@ class Classifier:
             BundleError: the architecture is unknown, or the weights do not fit it.
         """
         manifest = bundle.manifest
-        self.classes: Sequence[str] = manifest.classes
+        self.manifest = manifest
         self.ready = False
         self._size = manifest.input_size
         if manifest.architecture not in ARCHITECTURES:
@@ -45,17 +52,23 @@ class Classifier:
         _fold_normalisation(model.conv1, manifest.mean, manifest.std)
         # The bytes of a PIL image are in this order already, and convolutions are faster in it.
         self._model = model.to(memory_format=torch.channels_last)
-        self.predict(Image.new("RGB", (self._size, self._size)))
+        self.classify(self.preprocess(Image.new("RGB", (self._size, self._size))))
         self.ready = True
 
-    def predict(self, image: Image.Image) -> str:
-        """Name the class of an RGB image of any size."""
-        return self.classes[int(self.logits(image).argmax())]
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Return what the model sees of an RGB image of any size: see `to_tensor`, with W = H = `input_size`."""
+        return to_tensor(resize_and_crop(image, self._size))
 
-    def logits(self, image: Image.Image) -> Tensor:
-        """Return the model's outputs for an RGB image of any size: float32, shape (classes,)."""
+    def classify(self, pixels: Tensor) -> Classification:
+        """Name the class of a preprocessed image."""
+        logits = self.logits(pixels)
+        index = int(logits.argmax())
+        return Classification(self.manifest.classes[index], float(logits.softmax(0)[index]))
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Return the model's outputs for a preprocessed image: float32, shape (classes,)."""
         with torch.inference_mode():
-            logits: Tensor = self._model(to_tensor(resize_and_crop(image, self._size)))[0]
+            logits: Tensor = self._model(pixels)[0]
         return logits
 
 

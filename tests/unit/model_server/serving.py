@@ -1,20 +1,34 @@
 """An app around a model that needs no torch, for gunicorn in the tests."""
 
 from pathlib import Path
+from typing import Any, Tuple
 
 from fastapi import FastAPI
 from PIL import Image
 
 from model_server.app import create_app
+from model_server.bundle import Manifest
 from model_server.settings import Settings
 
 
 class Lemon:
-    classes = ("apple", "grapes", "lemon")
+    manifest = Manifest(
+        name="lemon",
+        version="1.0",
+        architecture="none",
+        classes=("apple", "grapes", "lemon"),
+        input_size=16,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        weights_sha256="0" * 64,
+    )
     ready = True
 
-    def predict(self, image: Image.Image) -> str:
-        return "lemon"
+    def preprocess(self, image: Image.Image) -> Any:
+        return image
+
+    def classify(self, pixels: Any) -> Tuple[str, float]:
+        return "lemon", 0.9
 
 
 def app() -> FastAPI:

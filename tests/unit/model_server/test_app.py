@@ -1,6 +1,6 @@
 import asyncio
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any, Callable, Dict, List, Tuple
 
 import httpx
 import pytest
@@ -9,6 +9,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from model_server.app import create_app
+from model_server.bundle import Manifest
 from model_server.settings import Settings
 
 Encode = Callable[..., bytes]
@@ -34,16 +35,31 @@ class Client:
         return self.request("POST", path, **options)
 
 
+MANIFEST = Manifest(
+    name="fruits",
+    version="1.0",
+    architecture="none",
+    classes=("apple", "grapes", "lemon"),
+    input_size=16,
+    mean=(0, 0, 0),
+    std=(1, 1, 1),
+    weights_sha256="0" * 64,
+)
+
+
 class FakeClassifier:
-    classes: Sequence[str] = ("apple", "grapes", "lemon")
+    manifest = MANIFEST
     ready = True
 
     def __init__(self) -> None:
         self.seen: List[Image.Image] = []
 
-    def predict(self, image: Image.Image) -> str:
+    def preprocess(self, image: Image.Image) -> Any:
         self.seen.append(image)
-        return "lemon"
+        return image
+
+    def classify(self, pixels: Any) -> Tuple[str, float]:
+        return "lemon", 0.9
 
 
 @pytest.fixture
@@ -175,7 +191,7 @@ def test_unknown_paths_make_no_series(client: Client) -> None:
 
 def test_predictions_are_counted_by_class(client: Client, encode: Encode) -> None:
     before = samples(client)
-    assert {f"predictions_total[('class', '{name}')]" for name in FakeClassifier.classes} <= before.keys()
+    assert {f"predictions_total[('class', '{name}')]" for name in MANIFEST.classes} <= before.keys()
     post(client, encode())
     post(client, b"")
     after = samples(client)

@@ -56,7 +56,13 @@ def load(bundle: Bundle) -> Any:
 def test_the_published_weights_load_and_answer(tmp_path: Path) -> None:
     classifier = load(make_bundle(tmp_path / "bundle", published_weights()))
     assert classifier.ready
-    assert classifier.predict(Image.new("RGB", (640, 480), "red")) in {"apple", "grapes", "lemon"}
+    pixels = classifier.preprocess(Image.new("RGB", (640, 480), "red"))
+    assert pixels.shape == (1, 3, 150, 150)
+    likely_class, confidence = classifier.classify(pixels)
+    probabilities = classifier.logits(pixels).softmax(0)
+    assert likely_class == ("apple", "grapes", "lemon")[int(probabilities.argmax())]
+    assert confidence == pytest.approx(float(probabilities.max()))
+    assert 1 / 3 < confidence < 1
 
 
 def test_logits_are_those_of_the_textbook(tmp_path: Path) -> None:
@@ -80,7 +86,7 @@ def test_logits_are_those_of_the_textbook(tmp_path: Path) -> None:
         for layer in ("fc1", "fc2", "fc3"):
             x = functional.linear(x, state[f"{layer}.weight"], state[f"{layer}.bias"])
             x = x if layer == "fc3" else functional.relu(x)
-        torch.testing.assert_close(classifier.logits(picture), x[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(classifier.logits(classifier.preprocess(picture)), x[0], rtol=1e-4, atol=1e-4)
 
 
 def test_the_number_of_classes_and_the_size_are_the_bundles(tmp_path: Path) -> None:
@@ -88,7 +94,8 @@ def test_the_number_of_classes_and_the_size_are_the_bundles(tmp_path: Path) -> N
 
     changes = {"classes": ["a", "b"], "input_size": 64}
     bundle = make_bundle(tmp_path / "bundle", FruitClassifier(2, 64).state_dict(), **changes)
-    assert load(bundle).logits(Image.new("RGB", (70, 90))).shape == (2,)
+    classifier = load(bundle)
+    assert classifier.logits(classifier.preprocess(Image.new("RGB", (70, 90)))).shape == (2,)
 
 
 def test_one_thread_per_worker(tmp_path: Path) -> None:
