@@ -6,9 +6,11 @@ Runs on Python 3.8 with Locust 2.25 and on the newest of both.
 
 import random
 from pathlib import Path
+from time import sleep
 from typing import Any, List, Tuple
 
 from locust import HttpUser, between, events, task
+from locust.stats import CSV_STATS_INTERVAL_SEC
 
 Image = Tuple[str, bytes]
 IMAGES: List[Image] = []
@@ -40,9 +42,16 @@ def _load_images(environment: Any, **_: Any) -> None:
     IMAGES[:] = read_images(Path(environment.parsed_options.images))
 
 
+def _let_the_csv_files_catch_up(environment: Any, **_: Any) -> None:
+    """Locust writes them once an interval and not at its end: the last requests would be missing."""
+    if environment.parsed_options.csv_prefix:
+        sleep(2 * CSV_STATS_INTERVAL_SEC)
+
+
 hooks: Any = events  # which have no types
 hooks.init_command_line_parser.add_listener(_add_option)
 hooks.init.add_listener(_load_images)
+hooks.test_stop.add_listener(_let_the_csv_files_catch_up)
 
 
 class ModelServerUser(HttpUser):

@@ -61,9 +61,12 @@ def locustfile(monkeypatch: pytest.MonkeyPatch) -> Any:
         HttpUser=object,
         between=lambda shortest, longest: (shortest, longest),
         task=_task,
-        events=SimpleNamespace(init=listener, init_command_line_parser=listener),
+        events=SimpleNamespace(init=listener, init_command_line_parser=listener, test_stop=listener),
     )
+    statistics = ModuleType("locust.stats")
+    vars(statistics).update(CSV_STATS_INTERVAL_SEC=0.01)
     monkeypatch.setitem(sys.modules, "locust", locust)
+    monkeypatch.setitem(sys.modules, "locust.stats", statistics)
     spec = importlib.util.spec_from_file_location("locustfile_under_test", LOAD_TEST / "locustfile.py")
     assert spec is not None
     assert spec.loader is not None
