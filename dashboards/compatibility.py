@@ -33,7 +33,8 @@ def trimmed(value: Any) -> Any:
 def as_json(dashboard: Dashboard) -> Dict[str, Any]:
     board: Dict[str, Any] = trimmed(json.loads(JSONEncoder().encode(dashboard)))
     board["schemaVersion"] = SCHEMA_VERSION
-    board["annotations"].setdefault("list", [])
+    for annotation in board["annotations"].setdefault("list", []):
+        annotation["datasource"] = DATASOURCE
     for variable in board["templating"]["list"]:
         del variable["id"]
         variable["datasource"] = DATASOURCE

@@ -6,10 +6,13 @@ from grafana_foundation_sdk.builders import dashboard as builders
 from grafana_foundation_sdk.models.dashboard import VariableOption, VariableRefresh, VariableSort
 
 from dashboards.panels import (
+    Marks,
     Panel,
     add_row,
     bars,
+    board,
     coloured,
+    mean,
     metric,
     note,
     number,
@@ -23,6 +26,8 @@ from dashboards.panels import (
 REQUESTS = "fastapi_requests_total"
 DURATION = "fastapi_request_duration_seconds"
 PREDICTIONS = "predictions_total"
+CONFIDENCE = "prediction_confidence"
+STAGES = "inference_stage_duration_seconds"
 
 # What clients ask for. Scrapes and probes would hide an idle or slow server behind many fast answers.
 CLIENTS = 'path!~"/metrics|/healthz|/readyz"'
@@ -37,29 +42,29 @@ ON_DISK = 'fstype!~"tmpfs|ramfs|devtmpfs|squashfs|fuse.*",mountpoint!~"/etc/.+"'
 DISKS = 'device!~"(loop|ram|zram|fd|sr|dm-|md).*"'
 NETWORKS = 'device!~"lo|(veth|docker|br-|virbr|cali|flannel).*"'
 
+# A dozen digits tell two models apart, and leave room for their names.
+MODEL = f'label_replace({metric("model_info")}, "digest", "$1", "sha256", "(.{{12}}).*")'
+
 # The objectives: a p50 above 50 ms or a p99 above 300 ms, for 5 minutes, is a breach.
 OBJECTIVES = ((None, "green"), (0.05, "orange"), (0.3, "red"))
 FULLNESS = ((None, "green"), (0.8, "orange"), (0.9, "red"))
+# The usual reading of the population stability index: from 0.1 on a shift, from 0.25 on a large one.
+SHIFT = ((None, "green"), (0.1, "orange"), (0.25, "red"))
 SUCCESS = ((None, "red"), (0.95, "orange"), (0.99, "green"))
 
 
 def dashboard() -> builders.Dashboard:
-    board = (
-        builders.Dashboard("Model Monitoring Dashboard")
-        .uid("model-monitoring")
-        .description("The model server as its clients see it, the hosts it runs on, and what the model predicts.")
-        .tags(["model-monitoring"])
-        .timezone("browser")
-        .refresh("5s")
-        .time("now-5m", "now")
-        .with_variable(instances())
-    )
+    title = "Model Monitoring Dashboard"
+    description = "The model server as its clients see it, the hosts it runs on, what the model predicts and how well."
+    made = board("model-monitoring", title, description)
+    made.with_variable(instances()).with_variable(features()).annotation(model_loads())
     for panel in top():
-        board.with_panel(panel)
-    add_row(board, "Operation Metrics", operation())
-    add_row(board, "Resource Metrics", resources())
-    add_row(board, "Model Performance Metrics", model_performance())
-    return board
+        made.with_panel(panel)
+    add_row(made, "Operation Metrics", operation())
+    add_row(made, "Resource Metrics", resources())
+    add_row(made, "Model Performance Metrics", model_performance())
+    add_row(made, "Model Health: Inputs, Confidence and Drift", model_health())
+    return made
 
 
 def instances() -> builders.QueryVariable:
@@ -76,6 +81,24 @@ def instances() -> builders.QueryVariable:
         .all_value(".*")
         .current(VariableOption(selected=True, text=["All"], value=["$__all"]))
     )
+
+
+def features() -> builders.QueryVariable:
+    """What the inputs and predictions are compared by; there is none without a reference."""
+    return (
+        builders.QueryVariable("feature")
+        .label("Feature")
+        .query("label_values(feature_reference_ratio, feature)")
+        .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(VariableSort.ALPHABETICAL_ASC)
+        .current(VariableOption(selected=True, text="brightness", value="brightness"))
+    )
+
+
+def model_loads() -> Marks:
+    """Where a server has loaded its model: a change of the version, or a restart."""
+    moment = f"1000 * {metric('model_loaded_timestamp_seconds')} * on (instance, job) group_right {MODEL}"
+    return Marks("Model loaded", "{{name}} {{version}} ({{digest}}) on {{instance}}", moment, "purple")
 
 
 def top() -> Iterable[Panel]:
@@ -291,3 +314,117 @@ def model_performance() -> Iterable[Panel]:
         "Share of each class in the predictions of the time shown.",
         (f"sum by (class) (increase({metric(PREDICTIONS)}[$__range]))", "{{class}}"),
     ).span(6)
+
+
+def model_health() -> Iterable[Panel]:
+    yield number(
+        "Model in service",
+        "none",
+        "Selected servers that have loaded this model: its name, version and the start of its weights' SHA-256.",
+        (f"count by (name, version, digest) ({MODEL})", "{{name}} {{version}} ({{digest}})"),
+        named=True,
+    ).span(10)
+    yield number(
+        "Model loaded",
+        "dateTimeAsIso",
+        "When the last of the selected servers loaded its model.",
+        (f"1000 * max({metric('model_loaded_timestamp_seconds')})", "loaded"),
+    ).span(6)
+    yield (
+        note(
+            "**Model in service** counts the servers by model: more than one model is a rollout half done. "
+            "The **purple line** through all graphs of this dashboard is where a server loaded its model, at a change "
+            "of the version or a restart; point at its foot for which.",
+        )
+        .span(8)
+        .height(4)
+    )
+    yield (
+        series(
+            "Prediction confidence",
+            "percentunit",
+            "How sure the model is: the median (p50) of each predicted class, and p10 over all classes.",
+            *quantiles(CONFIDENCE, by=(0.5,), label="class"),
+            *quantiles(CONFIDENCE, by=(0.1,)),
+        )
+        .max(1)
+        .span(8)
+    )
+    yield note(
+        "**Prediction confidence**",
+        "Nine of ten predictions are surer than **p10**. A model that meets images unlike those it learned from is "
+        "often, not always, less sure of them.",
+    ).span(4)
+    yield series(
+        "Stages of a prediction",
+        "s",
+        "Mean time per request in each stage; together, about what a prediction takes inside the server.",
+        mean(STAGES, "stage"),
+        stacked=True,
+    ).span(8)
+    yield note(
+        "**Stages of a prediction**",
+        "**read** waits for the client's bytes. **decode** and **preprocess** grow with the image. **forward** is the "
+        "model: if it grows under load, the processors are short.",
+    ).span(4)
+    for window, name in (("5m", "5 minutes"), ("1h", "1 hour")):
+        yield series(
+            f"Drift over {name}",
+            "short",
+            f"Population stability index of the last {name} against the reference, by feature, over all servers: "
+            "this does not follow the choice of hosts.",
+            (f"feature:feature_observations:psi{window}", "{{feature}}"),
+            limits=SHIFT,
+        ).span(8)
+    yield note(
+        "**Drift**",
+        "How far the images and predictions of late are from the reference set that the model came with. "
+        "0: the same distribution. From **0.1** on (orange) look closer, from **0.25** on (red) the model answers "
+        "for other images than it was tested with.",
+        "Empty while there are fewer than 200 predictions in the time named, and always for a model "
+        "without a `reference.json`.",
+    ).span(8)
+    shares = " or ".join(
+        f'label_replace(feature_bin:{recorded}{{feature=~"$feature"}}, "of", "{of}", "", "")'
+        for of, recorded in (("observed", "feature_observations:ratio5m"), ("reference", "feature_reference:ratio"))
+    )
+    distribution = bars(
+        "Observed and reference distribution",
+        "percentunit",
+        "Share of each bin of the chosen feature, in the last 5 minutes and in the reference, over all servers: "
+        "this does not follow the choice of hosts.",
+        (f"sum by (bin, of) ({shares})", "{{bin}} {{of}}"),
+        sorted_by_labels=True,
+    )
+    yield coloured(distribution, {"/ observed$/": "blue", "/ reference$/": "green"}).span(8).height(14)
+    yield (
+        note(
+            "**Observed and reference distribution**",
+            "Of the **feature** chosen at the top of the page. The bins are tenths of the reference set, from the "
+            "lowest values (00) to the highest, or the predicted classes. "
+            "Where blue and green differ, the index above grows.",
+            "Empty for a model without a `reference.json`: `python -m model_server.reference` makes one from images.",
+        )
+        .span(4)
+        .height(14)
+    )
+    yield (
+        series(
+            "Rejected inputs by reason",
+            "reqps",
+            "Requests per second whose input was no image that the model takes, by reason.",
+            (f"sum by (reason) ({rate('rejected_inputs_total')})", "{{reason}}"),
+            stacked=True,
+        )
+        .span(8)
+        .height(14)
+    )
+    yield (
+        note(
+            "**Rejected inputs by reason**",
+            "The clients' mistakes, named. Many of one reason at once are a client that has changed; `image_too_large` "
+            "and `body_too_large` are the server's own limits, which its settings can move.",
+        )
+        .span(4)
+        .height(14)
+    )

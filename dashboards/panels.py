@@ -8,6 +8,7 @@ from typing import Dict, Iterable, Optional, Sequence, Tuple, TypeVar, Union
 
 from grafana_foundation_sdk.builders import bargauge, common, gauge, piechart, prometheus, stat, text, timeseries
 from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models import common as options
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.piechart import PieChartLabels, PieChartLegendValues, PieChartType
@@ -16,8 +17,10 @@ from grafana_foundation_sdk.models.text import TextMode
 Query = Tuple[str, str]
 Limits = Sequence[Tuple[Optional[float], str]]  # from this value on, this colour; the first value is None
 PanelBuilder = TypeVar("PanelBuilder", bargauge.Panel, gauge.Panel, piechart.Panel, stat.Panel, timeseries.Panel)
+Coloured = TypeVar("Coloured", bargauge.Panel, timeseries.Panel)
 PLAIN: Limits = ((None, "blue"),)
 
+TAG = "model-monitoring"
 # A point every 5 s, which is the dashboard's refresh. With it `$__rate_interval` is 20 s at the least: 20 scrapes.
 STEP = "5s"
 # The dashboards' `instance` is a host; node_exporter and model server of one host differ in their ports.
@@ -32,10 +35,22 @@ def rate(name: str, *matchers: str, window: str = "$__rate_interval") -> str:
     return f"rate({metric(name, *matchers)}[{window}])"
 
 
-def quantiles(histogram: str, *matchers: str, by: Sequence[float] = (0.5, 0.95, 0.99)) -> Sequence[Query]:
-    """Quantiles over all selected servers; without observations there is no point (the comparison drops NaN)."""
-    buckets = f"sum by (le) ({rate(histogram + '_bucket', *matchers)})"
-    return [(f"histogram_quantile({q}, {buckets}) >= 0", f"p{q * 100:.0f}") for q in by]
+def quantiles(
+    histogram: str, *matchers: str, by: Sequence[float] = (0.5, 0.95, 0.99), label: str = ""
+) -> Sequence[Query]:
+    """Quantiles over all selected servers, for each value of the label if there is one.
+
+    Without observations there is no point: the comparison drops NaN.
+    """
+    buckets = f"sum by ({', '.join(filter(None, ('le', label)))}) ({rate(histogram + '_bucket', *matchers)})"
+    prefix = f"{{{{{label}}}}} " if label else ""
+    return [(f"histogram_quantile({q}, {buckets}) >= 0", f"{prefix}p{q * 100:.0f}") for q in by]
+
+
+def mean(histogram: str, label: str) -> Query:
+    """The mean observation for each value of the label; without observations there is no point."""
+    total, count = (f"sum by ({label}) ({rate(f'{histogram}_{what}')})" for what in ("sum", "count"))
+    return f"{total} / {count} >= 0", f"{{{{{label}}}}}"
 
 
 def _thresholds(limits: Limits) -> builders.ThresholdsConfig:
@@ -97,7 +112,7 @@ def series(
     return panel
 
 
-def coloured(panel: timeseries.Panel, colours: Dict[str, str]) -> timeseries.Panel:
+def coloured(panel: Coloured, colours: Dict[str, str]) -> Coloured:
     """The panel with fixed colours, by regular expression on the legend."""
     for regex, colour in colours.items():
         fixed = {"mode": "fixed", "fixedColor": colour}
@@ -105,8 +120,10 @@ def coloured(panel: timeseries.Panel, colours: Dict[str, str]) -> timeseries.Pan
     return panel
 
 
-def number(title: str, unit: str, description: str, *queries: Query, limits: Limits = PLAIN) -> stat.Panel:
-    """The current value or values, large."""
+def number(
+    title: str, unit: str, description: str, *queries: Query, limits: Limits = PLAIN, named: bool = False
+) -> stat.Panel:
+    """The current value or values, large; a single one is without its legend, unless it is to be named."""
     return (
         _panel(stat.Panel(), title, unit, description, _instant(queries))
         .height(4)
@@ -115,7 +132,7 @@ def number(title: str, unit: str, description: str, *queries: Query, limits: Lim
         .color_mode(options.BigValueColorMode.VALUE)
         .graph_mode(options.BigValueGraphMode.NONE)
         .justify_mode(options.BigValueJustifyMode.AUTO)
-        .text_mode(options.BigValueTextMode.AUTO)
+        .text_mode(options.BigValueTextMode.VALUE_AND_NAME if named else options.BigValueTextMode.AUTO)
         .orientation(options.VizOrientation.AUTO)
     )
 
@@ -134,10 +151,16 @@ def share(title: str, description: str, *queries: Query, limits: Limits) -> gaug
     )
 
 
-def bars(title: str, unit: str, description: str, *queries: Query, limits: Limits = PLAIN) -> bargauge.Panel:
-    """The current values as horizontal bars, one for each series."""
+def bars(
+    title: str, unit: str, description: str, *queries: Query, limits: Limits = PLAIN, sorted_by_labels: bool = False
+) -> bargauge.Panel:
+    """The current values as horizontal bars, one for each series.
+
+    Prometheus sorts series by their labels in the answer to a range query only.
+    """
+    targets = _ranged(queries) if sorted_by_labels else _instant(queries)
     return (
-        _panel(bargauge.Panel(), title, unit, description, _instant(queries))
+        _panel(bargauge.Panel(), title, unit, description, targets)
         .min(0)
         .thresholds(_thresholds(limits))
         .reduce_options(_last())
@@ -168,6 +191,39 @@ def pie(title: str, unit: str, description: str, *queries: Query) -> piechart.Pa
 def note(*paragraphs: str) -> text.Panel:
     """A few sentences, in Markdown, for the person who reads the panel beside it."""
     return text.Panel().mode(TextMode.MARKDOWN).content("\n\n".join(paragraphs)).height(8)
+
+
+class Marks(model.AnnotationQuery, Builder[model.AnnotationQuery]):
+    """Lines through all graphs of a dashboard, at the times (in ms) that are the query's values.
+
+    The SDK lacks the fields that are Prometheus' own; Grafana 12 still takes them from where 8.0 does.
+    """
+
+    def __init__(self, name: str, text: str, promql: str, colour: str) -> None:
+        super().__init__(name=name, icon_color=colour, expr=promql)
+        self.text = text
+
+    def to_json(self) -> Dict[str, object]:
+        own = {"step": STEP, "titleFormat": self.name, "textFormat": self.text, "useValueForTime": True}
+        return {**super().to_json(), **own}
+
+    def build(self) -> model.AnnotationQuery:
+        return self
+
+
+def board(uid: str, title: str, description: str) -> builders.Dashboard:
+    """An empty dashboard, with links to the others."""
+    others = builders.DashboardLink("Dashboards").type(model.DashboardLinkType.DASHBOARDS).tags([TAG]).keep_time(True)
+    return (
+        builders.Dashboard(title)
+        .uid(uid)
+        .description(description)
+        .tags([TAG])
+        .link(others)
+        .timezone("browser")
+        .refresh("5s")
+        .time("now-5m", "now")
+    )
 
 
 Panel = Union[bargauge.Panel, gauge.Panel, piechart.Panel, stat.Panel, text.Panel, timeseries.Panel]

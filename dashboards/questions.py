@@ -1,4 +1,4 @@
-"""What a dashboard asks of Prometheus: every panel's queries as Grafana would send them.
+"""What a dashboard asks of Prometheus: every panel's and annotation's queries as Grafana would send them.
 
 The tests run them, against a Prometheus under load too:
 
@@ -13,7 +13,8 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple
 
 Query = Callable[[str], List[Dict[str, Any]]]
 
-ALL_HOSTS = ".*"
+ANY = ".*"
+ALL_HOSTS = ANY
 SPAN = "5m"  # the dashboards' time range
 STEP = "5s"
 BUILT_IN = {"__rate_interval": "20s", "__interval": STEP, "__range": SPAN}
@@ -31,11 +32,15 @@ def substituted(promql: str, variables: Dict[str, str]) -> str:
     Raises:
         KeyError: a variable that is neither the dashboard's nor Grafana's.
     """
-    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", lambda name: variables[name[1] or name[2]], promql)
+    # A `$1` is none: it is a group of a `label_replace`.
+    return re.sub(r"\$(?:\{(\w+)\}|([a-z_]\w*))", lambda name: variables[name[1] or name[2]], promql)
 
 
 def questions(board: Dict[str, Any], host: str = ALL_HOSTS) -> Iterator[Question]:
-    variables = {**BUILT_IN, **{variable["name"]: host for variable in board["templating"]["list"]}}
+    chosen = {variable["name"]: ANY for variable in board["templating"]["list"]}
+    variables = {**BUILT_IN, **chosen, "instance": host}
+    for annotation in board["annotations"]["list"]:
+        yield Question(annotation["name"], substituted(annotation["expr"], variables), over_time=True)
     for panel in board["panels"]:
         for target in panel.get("targets", []):
             name = f"{panel['title']} ({target['legendFormat']})"

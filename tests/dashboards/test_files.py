@@ -16,8 +16,11 @@ PANEL_TYPES = {"row", "stat", "gauge", "bargauge", "timeseries", "text", "piecha
 
 # The fields of Grafana 8.0.5, by the kind of object that holds them.
 BOARD = (
-    "annotations description editable graphTooltip panels refresh schemaVersion tags templating time timezone title uid"
+    "annotations description editable graphTooltip links panels refresh schemaVersion tags templating time timezone"
+    " title uid"
 )
+ANNOTATION = "datasource enable expr hide iconColor name step textFormat titleFormat useValueForTime"
+LINK = "asDropdown icon includeVars keepTime tags targetBlank title tooltip type url"
 PANEL = "datasource description fieldConfig gridPos id options targets title type"
 TARGET = "expr instant interval legendFormat range refId"
 DEFAULTS = "color custom max min thresholds unit"
@@ -41,7 +44,7 @@ TOO_NEW = {
     "trailing comma": r",\s*\)",
 }
 
-# The seed's table, by row.
+# The seed's table by row, and the row of the model's health.
 PANELS = {
     "": ["Date and time"],
     "Operation Metrics": [
@@ -65,6 +68,15 @@ PANELS = {
         "Network traffic",
     ],
     "Model Performance Metrics": ["Inference latency", "Prediction distribution"],
+    "Model Health: Inputs, Confidence and Drift": [
+        "Model in service",
+        "Prediction confidence",
+        "Stages of a prediction",
+        "Drift over 5 minutes",
+        "Drift over 1 hour",
+        "Observed and reference distribution",
+        "Rejected inputs by reason",
+    ],
 }
 
 Board = dict[str, Any]
@@ -90,7 +102,7 @@ def test_uid_is_one_that_grafana_takes(board: Board) -> None:
     assert re.fullmatch(r"[a-z0-9-]{1,40}", board["uid"])
 
 
-def test_model_monitoring_has_the_panels_of_the_seed() -> None:
+def test_model_monitoring_has_its_panels() -> None:
     board = json.loads(files()["model-monitoring.json"])
     found: dict[str, list[str]] = {"": []}
     row = ""
@@ -108,6 +120,13 @@ def test_model_monitoring_explains_each_operation_metric() -> None:
     board = json.loads(files()["model-monitoring.json"])
     notes = " ".join(panel["options"]["content"] for panel in board["panels"] if panel["type"] == "text")
     assert [title for title in PANELS["Operation Metrics"] if f"**{title}**" not in notes] == []
+
+
+def test_what_needs_a_reference_says_so() -> None:
+    board = json.loads(files()["model-monitoring.json"])
+    notes = [panel["options"]["content"] for panel in board["panels"] if panel["type"] == "text"]
+    without = [note.split("\n")[0] for note in notes if "without a `reference.json`" in note]
+    assert without == ["**Drift**", "**Observed and reference distribution**"]
 
 
 def test_fields_are_known_to_both_grafanas(board: Board) -> None:
@@ -130,10 +149,15 @@ def test_fields_are_known_to_both_grafanas(board: Board) -> None:
         only(TARGET, target)
     for variable in board["templating"]["list"]:
         only(VARIABLE, variable)
+    for annotation in board["annotations"]["list"]:
+        only(ANNOTATION, annotation)
+    for link in board["links"]:
+        only(LINK, link)
 
 
 def test_datasource_is_a_string(board: Board) -> None:
-    asking = [panel for panel in board["panels"] if panel.get("targets")] + board["templating"]["list"]
+    asking = [panel for panel in board["panels"] if panel.get("targets")]
+    asking += board["templating"]["list"] + board["annotations"]["list"]
     assert {part["datasource"] for part in asking} == {"prometheus"}
 
 
@@ -171,13 +195,22 @@ def test_promql_is_no_newer_than_the_target(board: Board, kind: str) -> None:
     assert [target["expr"] for target in targets(board) if re.search(TOO_NEW[kind], target["expr"])] == []
 
 
-def test_every_selector_keeps_to_the_chosen_hosts(board: Board) -> None:
-    for target in targets(board):
-        for selector in re.findall(r"\{(.*?)\}", target["expr"]):
-            assert selector.startswith('instance=~"$instance:.*"'), target["expr"]
+def test_every_selector_keeps_to_the_chosen_hosts() -> None:
+    """But for recorded series (they have a colon), which are sums over all servers."""
+    board = json.loads(files()["model-monitoring.json"])
+    for asking in targets(board) + board["annotations"]["list"]:
+        for name, selector in re.findall(r"([\w:]+)\{(.*?)\}", asking["expr"]):
+            assert ":" in name or selector.startswith('instance=~"$instance:.*"'), asking["expr"]
 
 
-def test_host_variable(board: Board) -> None:
+def test_panels_that_show_all_servers_say_so(board: Board) -> None:
+    for panel in board["panels"]:
+        if any(re.search(r"\w:\w", target["expr"]) for target in panel.get("targets", [])):
+            assert "does not follow the choice of hosts" in panel["description"], panel["title"]
+
+
+def test_host_variable() -> None:
+    board = json.loads(files()["model-monitoring.json"])
     variables = {variable["name"]: variable for variable in board["templating"]["list"]}
     instance = variables["instance"]
     pattern = re.compile(instance["regex"].strip("/"))
@@ -185,6 +218,35 @@ def test_host_variable(board: Board) -> None:
     assert names == {"server", "10.0.0.7"}
     assert (instance["multi"], instance["includeAll"], instance["allValue"]) == (True, True, ".*")
     assert instance["current"]["value"] == ["$__all"]
+
+
+def test_a_feature_is_chosen_from_the_references() -> None:
+    board = json.loads(files()["model-monitoring.json"])
+    (feature,) = (variable for variable in board["templating"]["list"] if variable["name"] == "feature")
+    assert feature["query"] == "label_values(feature_reference_ratio, feature)"
+    assert (feature["multi"], feature["includeAll"]) == (False, False)
+
+
+def test_model_loads_are_marked_in_all_graphs() -> None:
+    (annotation,) = json.loads(files()["model-monitoring.json"])["annotations"]["list"]
+    assert annotation["enable"] is True
+    assert annotation["useValueForTime"] is True
+    assert annotation["step"] == "5s", "the default of a minute would miss a model that was soon replaced"
+
+
+def test_drift_panels_show_the_thresholds() -> None:
+    board = json.loads(files()["model-monitoring.json"])
+    drifts = [panel for panel in board["panels"] if panel.get("title", "").startswith("Drift over")]
+    assert [panel["title"] for panel in drifts] == ["Drift over 5 minutes", "Drift over 1 hour"]
+    for panel in drifts:
+        defaults = panel["fieldConfig"]["defaults"]
+        assert [step["value"] for step in defaults["thresholds"]["steps"]] == [None, 0.1, 0.25]
+        assert defaults["custom"]["thresholdsStyle"]["mode"] == "line"
+
+
+def test_boards_are_linked_by_their_tag(board: Board) -> None:
+    (link,) = board["links"]
+    assert (link["type"], link["tags"]) == ("dashboards", board["tags"])
 
 
 def test_flaws_of_the_seed_are_mended(board: Board) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,14 @@ def test_every_query_parses(board: dict[str, Any], tmp_path: Path) -> None:
     assert f"SUCCESS: {len(asked)} rules found" in promtool("check", "rules", "panels.yml", cwd=tmp_path)
 
 
-def evaluated(panel: str, legend: str, series: dict[str, str], expected: dict[str, float], tmp_path: Path) -> None:
-    """Assert the value of a panel's query after 2 minutes of the given series, one sample a second."""
-    board = json.loads(files()["model-monitoring.json"])
-    promql = {question.panel: question.promql for question in questions(board)}[f"{panel} ({legend})"]
+def evaluated(panel: str, legend: str, series: dict[str, str], expected: Mapping[str, float], tmp_path: Path) -> None:
+    """Assert the value of a query after 2 minutes of the given series, one sample a second.
+
+    An annotation's query has no legend.
+    """
+    boards = (json.loads(content) for content in files().values())
+    asked = {question.panel: question.promql for board in boards for question in questions(board)}
+    promql = asked[f"{panel} ({legend})" if legend else panel]
     test = {
         "interval": "1s",
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
@@ -129,3 +134,73 @@ def test_traffic_of_the_loopback_does_not_count(tmp_path: Path) -> None:
         for device in ("lo", "eth0", "docker0", "veth1")
     }
     evaluated("Network traffic", "{{instance}} received", series, {'{instance="server:9100"}': 5}, tmp_path)
+
+
+def model(host: str, version: str, loaded: int) -> dict[str, str]:
+    target = f'instance="{host}:8000",job="model_server"'
+    digest = version * 64
+    return {
+        f'model_info{{{target},name="fruits",version="{version}",architecture="cnn",sha256="{digest}"}}': "1x120",
+        f"model_loaded_timestamp_seconds{{{target}}}": f"{loaded}x120",
+    }
+
+
+def test_models_in_service_are_counted(tmp_path: Path) -> None:
+    series = {**model("a", "1", 10), **model("b", "2", 20), **model("c", "2", 30)}
+    expected = {
+        f'{{name="fruits",version="{version}",digest="{version * 12}"}}': servers
+        for version, servers in (("1", 1), ("2", 2))
+    }
+    evaluated("Model in service", "{{name}} {{version}} ({{digest}})", series, expected, tmp_path)
+
+
+def test_a_load_is_marked_with_its_model(tmp_path: Path) -> None:
+    expected = {
+        f'{{instance="{host}:8000",job="model_server",name="fruits",version="{version}",architecture="cnn",'
+        f'sha256="{version * 64}",digest="{version * 12}"}}': moment
+        for host, version, moment in (("a", "1", 10_000), ("b", "2", 20_000))
+    }
+    evaluated("Model loaded", "", {**model("a", "1", 10), **model("b", "2", 20)}, expected, tmp_path)
+
+
+def confidences(counts: dict[str, tuple[int, int]]) -> dict[str, str]:
+    """Predictions per second of each class with a confidence of 0.5 to 0.6, and with one of 0.6 to 0.7."""
+    return {
+        f'prediction_confidence_bucket{{instance="server:8000",class="{name}",le="{le}"}}': f"0+{growth}x120"
+        for name, (lower, upper) in counts.items()
+        for le, growth in (("0.5", 0), ("0.6", lower), ("0.7", lower + upper), ("+Inf", lower + upper))
+    }
+
+
+def test_median_confidence_is_by_class(tmp_path: Path) -> None:
+    series = confidences({"pear": (4, 0), "plum": (2, 2), "idle": (0, 0)})
+    expected = {'{class="pear"}': 0.55, '{class="plum"}': 0.6}
+    evaluated("Prediction confidence", "{{class}} p50", series, expected, tmp_path)
+
+
+def test_low_confidence_is_over_all_classes(tmp_path: Path) -> None:
+    series = confidences({"pear": (1, 0), "plum": (0, 9)})
+    evaluated("Prediction confidence", "p10", series, {"{}": 0.6}, tmp_path)
+
+
+def test_stages_are_means(tmp_path: Path) -> None:
+    series = {
+        f'inference_stage_duration_seconds_{what}{{instance="{host}:8000",stage="{stage}"}}': f"0+{growth}x120"
+        for host, stage, seconds, requests in (("a", "read", 2, 4), ("b", "read", 1, 8), ("a", "decode", 0, 0))
+        for what, growth in (("sum", seconds), ("count", requests))
+    }
+    evaluated("Stages of a prediction", "{{stage}}", series, {'{stage="read"}': 0.25}, tmp_path)
+
+
+def test_distribution_has_a_pair_for_each_bin(tmp_path: Path) -> None:
+    series = {
+        f'feature_bin:{recorded}{{feature="brightness",bin="{number}"}}': f"{share}x120"
+        for recorded, shares in (("feature_observations:ratio5m", (0.8, 0.2)), ("feature_reference:ratio", (0.5, 0.5)))
+        for number, share in zip(("00", "01"), shares, strict=True)
+    }
+    expected = {
+        f'{{bin="{number}",of="{of}"}}': share
+        for number, observed in (("00", 0.8), ("01", 0.2))
+        for of, share in (("observed", observed), ("reference", 0.5))
+    }
+    evaluated("Observed and reference distribution", "{{bin}} {{of}}", series, expected, tmp_path)

@@ -130,6 +130,15 @@ def test_refuses_a_broken_dashboard(stand_in: Any, etc: Path, panel: dict[str, A
         stand_in.provisioning.read_provisioning(etc / "provisioning")
 
 
+def test_refuses_an_annotation_without_a_query(stand_in: Any, etc: Path) -> None:
+    file = etc / "json" / "model-monitoring.json"
+    board = json.loads(file.read_text())
+    del board["annotations"]["list"][0]["expr"]
+    file.write_text(json.dumps(board))
+    with pytest.raises(stand_in.ConfigurationError, match="'expr' missing"):
+        stand_in.provisioning.read_provisioning(etc / "provisioning")
+
+
 def test_refuses_a_home_dashboard_that_is_not_there(stand_in: Any, etc: Path) -> None:
     (etc / "grafana.ini").write_text(INI + "default_home_dashboard_path = /nonexistent.json\n")
     with pytest.raises(stand_in.ConfigurationError, match="cannot be read"):
@@ -176,11 +185,28 @@ def test_locks_the_account_after_five_failures(url: str) -> None:
     assert requests.get(f"{url}/api/org", auth=("admin", "first#one"), timeout=5).status_code == 401
 
 
-def test_preview_shows_every_panel_even_without_prometheus(url: str) -> None:
-    page = requests.get(f"{url}/d/model-monitoring", auth=("admin", "first#one"), timeout=30)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_preview_shows_every_panel_even_without_prometheus(url: str, file: Path) -> None:
+    page = requests.get(f"{url}/d/{file.stem}", auth=("admin", "first#one"), timeout=30)
     assert page.status_code == 200
-    assert "Inference latency" in page.text
+    titles = [panel.get("title", "") for panel in json.loads(file.read_text())["panels"]]
+    assert [title for title in titles if f"<h3>{title}</h3>" not in page.text] == []
     assert "does not answer" in page.text
+    for other in FILES:
+        assert (f"<a href=/d/{other.stem}>" in page.text) == (other != file)
+
+
+def test_preview_marks_the_moments_of_an_annotation(stand_in: Any) -> None:
+    board = json.loads(next(file for file in FILES if file.stem == "model-monitoring").read_text())
+    model = {"name": "fruits", "version": "2", "digest": "0a1b", "instance": "server:8000"}
+    loaded = [[at, value] for at, value in ((1000, "900e3"), (1005, "900e3"), (1010, "1008e3"), (1015, "1008e3"))]
+
+    def ask(path: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{"metric": model, "values": loaded}]
+
+    (annotation,) = board["annotations"]["list"]
+    marks = importlib.import_module("grafana_stand_in.preview").marks(annotation, ask, 1000, 1300)
+    assert marks == [(1008, "#b877d9", "Model loaded: fruits 2 (0a1b) on server:8000")]
 
 
 def test_is_made_only_of_what_python_3_8_knows() -> None:

@@ -8,7 +8,7 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Callable, Dict, List, Mapping
+from typing import Any, Callable, Dict, List, Mapping, Tuple
 from urllib.parse import urlencode
 
 from . import NOTICE, VERSION
@@ -26,9 +26,16 @@ body{font:14px sans-serif;margin:0;background:#111217;color:#ccccdc} a{color:#6e
 .legend{font-size:11px} .text{white-space:pre-wrap;font-size:12px;color:#b4b4c0}
 """
 PALETTE = ["#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#f2495c", "#5794f2", "#b877d9", "#37872d"]
-COLOURS: dict[str, str] = {"green": "#73bf69", "orange": "#ff9830", "red": "#f2495c", "blue": "#5794f2"}
+COLOURS: dict[str, str] = {
+    "green": "#73bf69",
+    "orange": "#ff9830",
+    "red": "#f2495c",
+    "blue": "#5794f2",
+    "purple": "#b877d9",
+}
 STEP = 5  # seconds between points; `$__rate_interval` is 4 of them, as Grafana has it
 Ask = Callable[[str, Dict[str, Any]], List[Json]]
+Marks = List[Tuple[float, str, str]]  # a moment, its colour and its text: an annotation
 
 
 def page(title: str, body: str, head: str = "") -> str:
@@ -51,9 +58,18 @@ def home_page(boards: Mapping[str, Json]) -> str:
     return page("Stand-in for Grafana", f"<h1>Dashboards</h1><ul>{''.join(links)}</ul>")
 
 
+def linked(board: Json, boards: Mapping[str, Json]) -> str:
+    """Links to the dashboards that the board's own links name by their tags."""
+    tags = {tag for link in board.get("links", []) for tag in link["tags"]}
+    others = [other for other in boards.values() if tags & set(other.get("tags", [])) and other is not board]
+    return " ".join(f"<a href=/d/{other['uid']}>{html.escape(other['title'])}</a>" for other in others)
+
+
 def human(value: float, unit: str) -> str:
     if unit == "dateTimeAsIso":
         return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(value / 1000))
+    if unit == "bool_yes_no":
+        return "Yes" if value else "No"
     if unit == "percentunit":
         return f"{value:.1%}"
     if unit == "s":
@@ -82,13 +98,19 @@ def colour(panel: Json, name: str, value: float, number: int) -> str:
     return COLOURS[reached[-1]]
 
 
-def values(panel: Json, ask: Ask) -> str:
+def current(target: Json, ask: Ask, start: float, end: float) -> list[tuple[str, float]]:
+    """The last value of each series; those of a range query come sorted by their labels."""
+    if target.get("instant"):
+        results = [(result, result["value"]) for result in ask("query", {"query": target["expr"]})]
+    else:
+        asked = {"query": target["expr"], "start": start, "end": end, "step": STEP}
+        results = [(result, result["values"][-1]) for result in ask("query_range", asked)]
+    return [(legend(result["metric"], target.get("legendFormat", "")), float(last[1])) for result, last in results]
+
+
+def values(panel: Json, ask: Ask, start: float, end: float) -> str:
     unit, top = (panel["fieldConfig"]["defaults"].get(key) for key in ("unit", "max"))
-    found: list[tuple[str, float]] = [
-        (legend(result["metric"], target.get("legendFormat", "")), float(result["value"][1]))
-        for target in panel["targets"]
-        for result in ask("query", {"query": target["expr"]})
-    ]
+    found = [pair for target in panel["targets"] for pair in current(target, ask, start, end)]
     if not found:
         return "<div class=values>No data</div>"
     paint = [colour(panel, name, value, number) for number, (name, value) in enumerate(found)]
@@ -107,7 +129,18 @@ def values(panel: Json, ask: Ask) -> str:
     return "".join(parts)
 
 
-def lines(panel: Json, ask: Ask, start: float, end: float) -> str:
+def marks(annotation: Json, ask: Ask, start: float, end: float) -> Marks:
+    """The moments that an annotation's query has in the time shown; as in Grafana, each series has each moment once."""
+    found = set()
+    for result in ask("query_range", {"query": annotation["expr"], "start": start, "end": end, "step": STEP}):
+        text = ": ".join(legend(result["metric"], annotation[f"{part}Format"]) for part in ("title", "text"))
+        for at, value in result["values"]:
+            moment = float(value) / 1000 if annotation.get("useValueForTime") else at
+            found |= {(moment, COLOURS[annotation["iconColor"]], text)} if start <= moment <= end else set()
+    return sorted(found)
+
+
+def lines(panel: Json, ask: Ask, start: float, end: float, marked: Marks) -> str:
     defaults = panel["fieldConfig"]["defaults"]
     found = [
         (
@@ -134,6 +167,11 @@ def lines(panel: Json, ask: Ask, start: float, end: float) -> str:
         f"stroke={COLOURS[step['color']]} stroke-dasharray=4 vector-effect=non-scaling-stroke />"
         for step in limits
     ]
+    shapes += [
+        f"<line x1={300 * (at - start) / (end - start):.1f} x2={300 * (at - start) / (end - start):.1f} y1=0 y2=100 "
+        f"stroke={tint} stroke-dasharray=2 vector-effect=non-scaling-stroke><title>{html.escape(text)}</title></line>"
+        for at, tint, text in marked
+    ]
     for tint, _, _, heights in drawn:
         path = " ".join(f"{300 * (at - start) / (end - start):.1f},{100 - 96 * y / peak:.1f}" for at, y in heights)
         shapes.append(f"<polyline fill=none stroke={tint} vector-effect=non-scaling-stroke points='{path}' />")
@@ -145,7 +183,7 @@ def lines(panel: Json, ask: Ask, start: float, end: float) -> str:
     )
 
 
-def panel_html(panel: Json, ask: Ask, start: float, end: float) -> str:
+def panel_html(panel: Json, ask: Ask, start: float, end: float, marked: Marks) -> str:
     place = panel["gridPos"]
     try:
         if panel["type"] == "text":
@@ -153,7 +191,8 @@ def panel_html(panel: Json, ask: Ask, start: float, end: float) -> str:
         elif panel["type"] == "row":
             content = ""
         else:
-            content = lines(panel, ask, start, end) if panel["type"] == "timeseries" else values(panel, ask)
+            graph = panel["type"] == "timeseries"
+            content = lines(panel, ask, start, end, marked) if graph else values(panel, ask, start, end)
     except (ValueError, KeyError) as error:
         content = f"<div class=error>{html.escape(str(error))}</div>"
     return (
@@ -163,15 +202,19 @@ def panel_html(panel: Json, ask: Ask, start: float, end: float) -> str:
     )
 
 
+def preset(variable: Json) -> str:
+    return str(variable["allValue"] if variable.get("includeAll") else variable["current"]["value"])
+
+
 def dashboard_page(
-    board: Json, sources: Mapping[str, Json], query: Callable[..., Any], chosen: Mapping[str, list[str]]
+    board: Json, sources: Mapping[str, Json], query: Callable[..., Any], chosen: Mapping[str, list[str]], links: str
 ) -> str:
     """The preview. `chosen` holds the page's own query: `var-<name>=<value>` selects a variable's value."""
     span = int(re.sub(r"\D", "", board["time"]["from"])) * {"s": 1, "m": 60, "h": 3600}[board["time"]["from"][-1]]
     names = {"__rate_interval": f"{4 * STEP}s", "__interval": f"{STEP}s", "__range": f"{span}s"}
     for variable in board["templating"]["list"]:
         picked = [re.escape(value) for value in chosen.get(f"var-{variable['name']}", [])]
-        names[variable["name"]] = f"({'|'.join(picked)})".replace("\\", "\\\\") if picked else variable["allValue"]
+        names[variable["name"]] = f"({'|'.join(picked)})".replace("\\", "\\\\") if picked else preset(variable)
 
     def ask(source: Json, path: str, parameters: dict[str, Any]) -> list[Json]:
         expression = re.sub(r"\$(\w+)|\$\{(\w+)\}", lambda m: names[m.group(1) or m.group(2)], parameters["query"])
@@ -182,12 +225,20 @@ def dashboard_page(
         return list(answer["data"]["result"])
 
     end = time.time()
+    shown = (end - span, end)
+    marked: Marks = []
+    trouble = ""
+    for annotation in board["annotations"]["list"]:
+        try:
+            marked += marks(annotation, partial(ask, sources.get(annotation["datasource"], {})), *shown)
+        except (ValueError, KeyError) as error:
+            trouble += f"<div class=error>{html.escape(annotation['name'])}: {html.escape(str(error))}</div>"
     with ThreadPoolExecutor(4) as pool:
         panels = pool.map(
-            lambda panel: panel_html(panel, partial(ask, sources.get(panel.get("datasource"), {})), end - span, end),
+            lambda panel: panel_html(panel, partial(ask, sources.get(panel.get("datasource"), {})), *shown, marked),
             board["panels"],
         )
         body = "".join(panels)
     seconds = re.sub(r"\D", "", board.get("refresh") or "") or "30"
-    return page(board["title"], f"<h1>{html.escape(board['title'])}</h1><div class=grid>{body}</div>",
+    return page(board["title"], f"{links}<h1>{html.escape(board['title'])}</h1>{trouble}<div class=grid>{body}</div>",
                 f"<meta http-equiv=refresh content={seconds}>")  # fmt: skip

@@ -28,6 +28,10 @@ DASHBOARD_KEYS = (
     "id uid title description tags style timezone editable graphTooltip time timepicker refresh fiscalYearStartMonth"
     " liveNow templating annotations panels links schemaVersion version weekStart preload"
 )
+ANNOTATION_KEYS = (
+    "name datasource enable hide iconColor expr step titleFormat textFormat tagKeys useValueForTime target filter"
+    " builtIn type mappings"
+)
 PANEL_TYPES = (
     "row stat gauge bargauge timeseries text table piechart barchart state-timeline status-history histogram heatmap"
     " alertlist dashlist annolist logs news nodeGraph geomap candlestick canvas trend xychart traces flamegraph"
@@ -125,6 +129,8 @@ def check_dashboard(content: Any, path: Path) -> Json:
     board = only(content, DASHBOARD_KEYS, str(path), "uid title schemaVersion panels")
     if not UID.fullmatch(str(board["uid"])):
         raise ConfigurationError(f"{path}: uid {board['uid']!r} has characters that Grafana refuses.")
+    for annotation in (board.get("annotations") or {}).get("list") or []:
+        only(annotation, ANNOTATION_KEYS, f"{path}: annotation", "name datasource expr iconColor")
     panels: list[Json] = []
     for panel in board["panels"]:
         panels += [panel, *(panel.get("panels") or [])]

@@ -145,7 +145,9 @@ class Handler(BaseHTTPRequestHandler):
             uid = shown.group(2)
             if shown.group(1) == "/d":
                 sources = {source["uid"]: source for source in read.datasources}
-                return as_html(200, preview.dashboard_page(read.dashboards[uid], sources, self.server.query, query))
+                board = read.dashboards[uid]
+                links = preview.linked(board, read.dashboards)
+                return as_html(200, preview.dashboard_page(board, sources, self.server.query, query, links))
             meta = {"provisioned": True, "canSave": False, "folderTitle": read.folders[uid], "url": f"/d/{uid}"}
             return as_json(200, {"meta": meta, "dashboard": read.dashboards[uid]})
         if path == "/api/org":
