@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Dict
 
-from dashboards import compatibility, model_monitoring
+from dashboards import compatibility, model_monitoring, prometheus
 
-DASHBOARDS = (model_monitoring.dashboard,)
+DASHBOARDS = (model_monitoring.dashboard, prometheus.dashboard)
 OUTPUT = Path(__file__).parents[1] / "roles" / "grafana" / "files" / "dashboards"
 
 

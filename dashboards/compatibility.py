@@ -35,7 +35,7 @@ def as_json(dashboard: Dashboard) -> Dict[str, Any]:
     board["schemaVersion"] = SCHEMA_VERSION
     for annotation in board["annotations"].setdefault("list", []):
         annotation["datasource"] = DATASOURCE
-    for variable in board["templating"]["list"]:
+    for variable in board["templating"].setdefault("list", []):
         del variable["id"]
         variable["datasource"] = DATASOURCE
     for number, panel in enumerate(board["panels"], 1):
