@@ -15,6 +15,11 @@ pytest.importorskip("ansible")
 REPOSITORY = Path(__file__).parents[2]
 DIGEST = "0" * 64
 FOCAL = {"distribution": "Ubuntu", "distribution_version": "20.04", "service_mgr": "systemd", "processor_vcpus": 2}
+MAIL = {
+    "alertmanager_email_to": "duty@example.org, Second Line <second@example.org>",
+    "alertmanager_smtp_smarthost": "mail.example.org:587",
+    "alertmanager_smtp_from": "alerts@example.org",
+}
 
 # group → host → its variables, and what preflight says; one run judges all hosts of a group at once
 WRONG: Dict[str, Dict[str, Any]] = {
@@ -63,6 +68,22 @@ WRONG: Dict[str, Dict[str, Any]] = {
         "exporter_port": ({"node_exporter_port": -1}, "node_exporter_port is '-1'; set it to a port from 1 to 65535."),
         "two_flags_in_one": ({"node_exporter_extra_args": ["--a --b"]}, "without spaces or quotes."),
         "prometheus_port": ({"prometheus_port": 0}, "prometheus_port is '0'; set it to a port from 1 to 65535."),
+        "alertmanager_port": ({"alertmanager_port": 0}, "alertmanager_port is '0'; set it to a port from 1 to 65535."),
+        "no_webhook": (
+            {"alertmanager_webhook_url": "example.org"},
+            "set it to one that begins with http:// or https://",
+        ),
+        "slack_without_channel": (
+            {"alertmanager_slack_url": "https://example.org/s"},
+            "set alertmanager_slack_channel",
+        ),
+        "channel_without_slack": ({"alertmanager_slack_channel": "#alerts"}, "set alertmanager_slack_url to"),
+        "mail_to_no_address": ({**MAIL, "alertmanager_email_to": "duty"}, "is 'duty'; set it to addresses such as"),
+        "mail_without_server": ({**MAIL, "alertmanager_smtp_smarthost": ""}, "set alertmanager_smtp_smarthost"),
+        "mail_without_port": ({**MAIL, "alertmanager_smtp_smarthost": "mail"}, "is 'mail'; set it to host:port"),
+        "mail_without_sender": ({**MAIL, "alertmanager_smtp_from": ""}, "set alertmanager_smtp_from to an address"),
+        "mail_without_password": ({**MAIL, "alertmanager_smtp_username": "duty"}, "set both or neither."),
+        "two_units": ({"alertmanager_group_wait": "1m30s"}, "set it to one number and one unit, such as 10s."),
         "package_without_checksum": ({"grafana_deb": "https://example.org/grafana.deb"}, "set grafana_deb_sha256 to"),
         "weak_password": ({"grafana_admin_password": "admin"}, "grafana_admin_password"),
     },
@@ -84,6 +105,9 @@ RIGHT: Dict[str, Dict[str, Any]] = {
         "as_it_is": {},
         "address": {"prometheus_listen_address": "[::1]", "node_exporter_listen_address": "10.0.0.1"},
         "flag": {"node_exporter_extra_args": ["--collector.ntp"]},
+        "mail": {**MAIL, "alertmanager_smtp_username": "duty", "alertmanager_smtp_password": "secret"},
+        "slack": {"alertmanager_slack_url": "https://example.org/s", "alertmanager_slack_channel": "#alerts"},
+        "webhook": {"alertmanager_webhook_url": "http://load:9099/"},
     },
     "load_generators": {"as_it_is": {}, "long_run": {"locust_run_time": "1h30m"}},
 }
@@ -118,7 +142,10 @@ def preflight(directory: Path, group: str) -> Dict[str, str]:
     ]
     if group == "monitoring":
         # These roles judge task by task, and in the playbook the first host to fail ends it for the others.
-        roles = [{"name": role, "tasks_from": "preflight"} for role in ("node_exporter", "prometheus", "grafana")]
+        roles = [
+            {"name": role, "tasks_from": "preflight"}
+            for role in ("node_exporter", "alertmanager", "prometheus", "grafana")
+        ]
         tasks = [{"ansible.builtin.import_role": role} for role in roles]
         plays.append({"hosts": group, "gather_facts": False, "tasks": tasks})
     else:
@@ -152,6 +179,10 @@ def test_wrong_variable_is_told_in_a_sentence(said: Dict[str, Dict[str, str]], g
     _, sentence = WRONG[group][host]
 
     assert sentence in said[group][host]
+
+
+def test_no_sentence_repeats_a_secret(said: Dict[str, Dict[str, str]]) -> None:
+    assert "example.org" not in said["monitoring"]["no_webhook"] + said["monitoring"]["slack_without_channel"]
 
 
 def test_right_variables_pass(said: Dict[str, Dict[str, str]]) -> None:
