@@ -1,17 +1,27 @@
-"""A bundle: the directory that holds one model, `model.yaml` about it and `weights.pt`, its state dict."""
+"""A bundle: the directory that holds one model.
+
+`model.yaml` is about it, `weights.pt` its state dict, and `reference.json`, which may be absent, the reference that
+its requests are compared with.
+"""
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Dict, NamedTuple, Tuple
+from typing import Dict, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from model_server.reference import PREDICTED_CLASS, Reference, write_reference
+
 MANIFEST = "model.yaml"
 WEIGHTS = "weights.pt"
+REFERENCE = "reference.json"
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class BundleError(ValueError):
@@ -57,10 +67,23 @@ class Bundle(NamedTuple):
     path: Path
     manifest: Manifest
     weights: bytes
+    reference: Optional[Reference] = None
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Read a bundle and verify the checksum of its weights, without unpickling anything.
+    """Read a bundle with its reference, if it has one, and verify the checksum of its weights.
+
+    Raises:
+        BundleError: a file is missing, unreadable or malformed, or the weights are not those of the manifest.
+    """
+    bundle = read_model(path)
+    if not (path / REFERENCE).exists():
+        return bundle
+    return bundle._replace(reference=read_reference(path / REFERENCE, bundle.manifest.classes))
+
+
+def read_model(path: Path) -> Bundle:
+    """Read a bundle but for its reference, and verify the checksum of its weights, without unpickling anything.
 
     Raises:
         BundleError: a file is missing, unreadable or malformed, or the weights are not those of the manifest.
@@ -74,13 +97,39 @@ def read_bundle(path: Path) -> Bundle:
     return Bundle(path, manifest, weights)
 
 
-def write_bundle(path: Path, weights: bytes, fields: Dict[str, object]) -> None:
+def read_reference(path: Path, classes: Sequence[str]) -> Reference:
+    """Read the reference of a model with these classes.
+
+    Raises:
+        BundleError: the file is unreadable or malformed, or is about other classes.
+    """
+    text = _read(path)
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise BundleError(f"{path} is not valid JSON{where}.") from error
+    reference = _validate(path, fields, Reference)
+    known = reference.ratios[PREDICTED_CLASS]
+    if set(known) != set(classes):
+        got, expected = ", ".join(sorted(known)), ", ".join(sorted(classes))
+        raise BundleError(f"{path}: ratios.{PREDICTED_CLASS} has {got}, but {MANIFEST} has the classes {expected}.")
+    return reference
+
+
+def make_bundle(path: Path, weights: bytes, fields: Dict[str, object]) -> Bundle:
+    """Return the bundle that is to be at `path`; `fields` are the manifest's but for `weights_sha256`."""
+    sha256 = hashlib.sha256(weights).hexdigest()
+    return Bundle(path, Manifest.model_validate({**fields, "weights_sha256": sha256}), weights)
+
+
+def write_bundle(path: Path, weights: bytes, fields: Dict[str, object], reference: Optional[Reference] = None) -> None:
     """Write a bundle at `path`, whole or not at all; `fields` are the manifest's but for `weights_sha256`.
 
     Raises:
         BundleError: there is something at `path` already, or it cannot be written.
     """
-    manifest = Manifest.model_validate({**fields, "weights_sha256": hashlib.sha256(weights).hexdigest()})
+    manifest = make_bundle(path, weights, fields).manifest
     refuse_existing(path)
     staging = None
     try:
@@ -90,6 +139,8 @@ def write_bundle(path: Path, weights: bytes, fields: Dict[str, object]) -> None:
         (staging / WEIGHTS).write_bytes(weights)
         text = yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False)
         (staging / MANIFEST).write_text(text, encoding="utf-8")
+        if reference is not None:
+            write_reference(staging / REFERENCE, reference)
         os.rename(staging, path)
     except OSError as error:
         if staging is not None:
@@ -119,10 +170,14 @@ def _parse_manifest(path: Path, text: bytes) -> Manifest:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise BundleError(f"{path} is not valid YAML{where}.") from error
+    return _validate(path, fields, Manifest)
+
+
+def _validate(path: Path, fields: object, model: Type[Model]) -> Model:
     if not isinstance(fields, dict):
         raise BundleError(f"{path} holds a {type(fields).__name__}, but a mapping of fields is expected.")
     try:
-        return Manifest.model_validate(fields)
+        return model.model_validate(fields)
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(str(part) for part in problem["loc"])

@@ -5,13 +5,17 @@ All are cheap on purpose: the pixels are measured at 900 points at most, whateve
 
 from functools import lru_cache
 from math import sqrt
-from typing import List, Tuple
+from typing import TYPE_CHECKING, List, Tuple
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from model_server.classifier import Classifier
+
 PIXEL_FEATURES = ("brightness", "contrast", "saturation", "sharpness")
 FEATURES = (*PIXEL_FEATURES, "confidence", "predicted_class")
+Observation = Tuple[float, float, float, float, float, str]  # the values of one image, in the order of FEATURES
 
 POINTS = 30  # in each direction
 
@@ -56,6 +60,12 @@ def measure(pixels: Tensor) -> Tuple[float, float, float, float]:
     saturation = sqrt(1.5 * colour / (colour + grey * grey)) if grey else 0.0
     sharpness = sqrt((right * right + below * below) / points)
     return brightness, contrast, saturation, sharpness
+
+
+def observe(classifier: "Classifier", pixels: Tensor) -> Observation:
+    """Measure a preprocessed image, and let the model classify it."""
+    likely_class, confidence = classifier.classify(pixels)
+    return (*measure(pixels), confidence, likely_class)
 
 
 @lru_cache(maxsize=4)

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from model_server.bundle import BundleError, read_bundle, write_bundle
+from model_server.reference import build
 
 WEIGHTS = b"any bytes: nothing here is unpickled"
 FIELDS: Dict[str, Any] = {
@@ -118,3 +119,21 @@ def test_a_bad_field_is_named(bundle: Path, field: str, value: object) -> None:
     with pytest.raises(BundleError, match=rf"model\.yaml.* {field}[.\d]*( is .*)?\.$") as caught:
         read_bundle(bundle)
     assert "\n" not in str(caught.value)
+
+
+def test_a_bundle_is_written_with_its_reference(tmp_path: Path) -> None:
+    observed = [(0.1 * index, 0.2, 0.3, 0.04, 0.9, "lemon") for index in range(10)]
+    reference = build(observed, FIELDS["classes"])
+    write_bundle(tmp_path / "bundle", WEIGHTS, FIELDS, reference)
+    assert read_bundle(tmp_path / "bundle").reference == reference
+    assert (tmp_path / "bundle" / "reference.json").stat().st_mode & 0o444 == 0o444
+
+
+def test_a_bundle_without_reference_has_none(bundle: Path) -> None:
+    assert read_bundle(bundle).reference is None
+
+
+def test_a_malformed_reference_is_named(bundle: Path) -> None:
+    (bundle / "reference.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"bundle/reference\.json lacks the field images\.$"):
+        read_bundle(bundle)

@@ -1,0 +1,285 @@
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from random import Random
+from typing import Any, Callable, Dict, List
+
+import pytest
+from PIL import Image, ImageEnhance
+
+from model_server.bundle import BundleError, read_bundle, read_reference, write_bundle
+from model_server.drawings import FRUITS, draw_fruit
+from model_server.reference import BINS, NUMBERS, Reference, build, find_images, main
+
+CLASSES = ("apple", "grapes", "lemon")
+
+
+def observations(confidence: Callable[[float], float] = lambda part: part, count: int = 1000) -> List[Any]:
+    """Return what `count` images of evenly spread brightness would give, all the same in the rest."""
+    parts = [(index + 0.5) / count for index in range(count)]
+    return [(part, 0.2, 0.0, 0.0305, confidence(part), CLASSES[index % 2]) for index, part in enumerate(parts)]
+
+
+def test_bins_are_the_deciles() -> None:
+    reference = build(observations(), CLASSES)
+    assert reference.edges["brightness"] == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    assert reference.ratios["brightness"] == pytest.approx(dict.fromkeys(BINS, 0.1))
+    assert reference.images == 1000
+
+
+def test_a_value_falls_into_the_bin_that_its_edges_make() -> None:
+    reference = build(observations(), CLASSES)
+    values = (-1.0, 0.0, 0.0999, 0.1, 0.15, 0.9, 1.0, 7.0)
+    assert [reference.bin("brightness", value) for value in values] == ["00", "00", "00", "01", "01", "09", "09", "09"]
+    assert reference.bin("predicted_class", "lemon") == "lemon"
+
+
+def test_every_class_has_a_share() -> None:
+    assert build(observations(), CLASSES).ratios["predicted_class"] == {"apple": 0.5, "grapes": 0.5, "lemon": 0.0}
+
+
+def test_the_features_are_those_that_are_measured() -> None:
+    pytest.importorskip("torch")
+    from model_server.features import FEATURES
+
+    assert tuple(build(observations(), CLASSES).ratios) == FEATURES
+
+
+def test_deciles_that_differ_by_nothing_make_no_bins() -> None:
+    """A good model is sure of nearly all: its confidences differ in the seventh digit."""
+    reference = build(observations(lambda part: 0.5 if part < 0.04 else 1 - 1e-7 * part), CLASSES)
+    assert reference.edges["confidence"] == (0.99,)
+    assert reference.ratios["confidence"] == pytest.approx({"00": 0.04, "01": 0.96})
+
+
+def test_a_value_that_all_images_have_gets_a_bin_between_two_edges() -> None:
+    reference = build(observations(), CLASSES)
+    assert reference.edges["contrast"] == (0.2, 0.21)
+    assert reference.edges["saturation"] == (0.01,)  # a value below 0 there is not
+    assert reference.edges["sharpness"] == (0.03, 0.031)
+    assert reference.ratios["contrast"] == {"00": 0.0, "01": 1.0, "02": 0.0}
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 11, 19, 240])
+def test_a_reference_of_any_size_is_valid(count: int) -> None:
+    rng = Random(count)
+    seen: List[Any] = [(*(rng.choice([0.0, rng.random(), 1.0]) for _ in NUMBERS), "lemon") for _ in range(count)]
+    reference = build(seen, CLASSES)
+    assert Reference.model_validate(reference.model_dump()) == reference
+    for index, feature in enumerate(NUMBERS):
+        for name, share in reference.ratios[feature].items():
+            inside = [row for row in seen if reference.bin(feature, row[index]) == name]
+            assert share == pytest.approx(len(inside) / count)
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "reference.json"
+    path.write_text(build(observations(), CLASSES).model_dump_json())
+    return path
+
+
+def test_what_is_written_is_read(written: Path) -> None:
+    assert read_reference(written, CLASSES) == build(observations(), CLASSES)
+
+
+def edit(written: Path, *place: Any, value: object) -> None:
+    fields = json.loads(written.read_text())
+    inner = fields
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    written.write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("images",), "many", "images is 'many': "),
+        (("colour",), 1, "colour is 1: "),
+        (("edges", "hue"), [0.5], "edges is .* 'hue' is no feature, known are brightness, contrast"),
+        (("edges", "predicted_class"), [0.5], "edges is .* 'predicted_class' is no feature"),
+        (("ratios", "hue"), {"00": 1.0}, "ratios is .* 'hue' is no feature, known are .*, predicted_class"),
+        (("edges",), {}, "edges is {}: value error, brightness is missing"),
+        (("ratios",), {"brightness": {}}, "ratios is .* contrast is missing"),
+        (("edges", "contrast"), [0.2, 0.2], "the edges of contrast must ascend"),
+        (("edges", "contrast"), [0.3, 0.2], "the edges of contrast must ascend"),
+        (("edges", "contrast"), [n / 10 for n in range(10)], "contrast has 10 edges, at most 9 are allowed"),
+        (("edges", "contrast"), [float("nan"), 0.2], "edges.contrast.0 is nan: input should be a finite number"),
+        (("edges", "contrast"), [0.2, float("inf")], "edges.contrast.1 is inf: input should be a finite number"),
+        (("edges", "contrast"), [0.2], "the bins of contrast must be 00, 01, as its edges divide them"),
+        (("ratios", "contrast"), {"00": 0.5, "01": 0.5}, "the bins of contrast must be 00, 01, 02"),
+        (("ratios", "contrast", "01"), float("nan"), "ratios.contrast.01 is nan: input should be a finite number"),
+        (("ratios", "contrast", "01"), 0.99, "the shares of contrast make 0.99, they must make 1"),
+        (("ratios", "contrast"), {"00": -0.5, "01": 1.5, "02": 0}, "shares of contrast must be between 0 and 1"),
+        (
+            ("ratios", "predicted_class"),
+            {"apple": 1},
+            "predicted_class has apple, but model.yaml has the",
+        ),
+        (("ratios", "predicted_class", "kiwi"), 0, "has apple, grapes, kiwi, lemon, but model.yaml has the classes"),
+    ],
+)
+def test_a_bad_field_is_named(written: Path, place: Any, value: object, message: str) -> None:
+    edit(written, *place, value=value)
+    with pytest.raises(BundleError, match=message) as caught:
+        read_reference(written, CLASSES)
+    assert str(caught.value).startswith(str(written))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "is not valid JSON at line 1"),
+        (b'{\n"images": 1,\n', "is not valid JSON at line 3"),
+        (b"\xff\xfe\xfd", "is not valid JSON"),
+        (b"[]", "holds a list, but a mapping of fields is expected"),
+        (b'{"images": 5, "ratios": {}}', "lacks the field edges"),
+    ],
+)
+def test_a_malformed_file_is_explained(written: Path, text: bytes, message: str) -> None:
+    written.write_bytes(text)
+    with pytest.raises(BundleError, match=f"reference.json {message}"):
+        read_reference(written, CLASSES)
+
+
+def test_images_are_found_once_and_in_order(tmp_path: Path) -> None:
+    for name in ("b/2.PNG", "b/c/1.jpg", "a.tiff", "b/notes.txt", "odd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    expected = [tmp_path / name for name in ("a.tiff", "b/2.PNG", "b/c/1.jpg", "odd")]
+    assert find_images([tmp_path / "odd", tmp_path]) == expected
+    assert find_images([tmp_path, tmp_path / "b" / ".." / "odd", tmp_path / "b"]) == expected
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch = pytest.importorskip("torch")
+    from model_server.architectures import FruitClassifier
+
+    torch.manual_seed(0)
+    buffer = io.BytesIO()
+    torch.save(FruitClassifier(3, 32).state_dict(), buffer)
+    fields: Dict[str, object] = {
+        "name": "fruits",
+        "version": "1.0",
+        "architecture": "fruit_classifier",
+        "classes": CLASSES,
+        "input_size": 32,
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.2, 0.2, 0.2),
+    }
+    path = tmp_path_factory.mktemp("bundles") / "bundle"
+    write_bundle(path, buffer.getvalue(), fields)
+    return path
+
+
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("drawings")
+    for index in range(12):
+        draw_fruit(list(FRUITS)[index % 3], Random(index), 64, 48).save(path / f"{index}.png")
+    return path
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "bundle"))
+
+
+def run(bundle: Path, *images: Path) -> bytes:
+    main(["--bundle", str(bundle), *map(str, images)])
+    return (bundle / "reference.json").read_bytes()
+
+
+def test_the_command_writes_what_the_server_reads(copy: Path, drawings: Path, capsys: Any) -> None:
+    assert read_bundle(copy).reference is None
+    run(copy, drawings)
+    reference = read_bundle(copy).reference
+    assert reference is not None
+    assert reference.images == 12
+    assert set(reference.ratios["predicted_class"]) == set(CLASSES)
+    assert (copy / "reference.json").stat().st_mode & 0o777 == 0o644
+    assert sorted(path.name for path in copy.iterdir()) == ["model.yaml", "reference.json", "weights.pt"]
+    said = capsys.readouterr().out
+    assert "12 images are few" in said
+    assert f"12 of 12 images described in {copy / 'reference.json'}" in said
+
+
+def test_the_same_images_give_the_same_bytes_in_any_order(copy: Path, drawings: Path) -> None:
+    files = sorted(drawings.iterdir())
+    first = run(copy, drawings)
+    assert run(copy, *reversed(files)) == first
+    assert run(copy, files[3], drawings) == first
+
+
+def test_darker_images_are_another_reference_and_replace_the_first(copy: Path, drawings: Path, tmp_path: Path) -> None:
+    run(copy, drawings)
+    bright = read_bundle(copy).reference
+    assert bright is not None
+    (tmp_path / "dark").mkdir()
+    for file in drawings.iterdir():
+        ImageEnhance.Brightness(Image.open(file)).enhance(0.3).save(tmp_path / "dark" / file.name)
+    run(copy, tmp_path / "dark")
+    dark = read_bundle(copy).reference
+    assert dark is not None
+    assert max(dark.edges["brightness"]) < max(bright.edges["brightness"]) / 2
+
+
+def test_what_cannot_be_decoded_is_named_and_left_out(copy: Path, drawings: Path, tmp_path: Path, capsys: Any) -> None:
+    clean = run(copy, drawings)
+    (tmp_path / "damaged.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    assert run(copy, drawings, tmp_path / "damaged.jpg") == clean
+    said = capsys.readouterr().out
+    assert f"left out, because it cannot be decoded as an image: {tmp_path / 'damaged.jpg'}" in said
+    assert "12 of 13 images described" in said
+
+
+def test_what_makes_no_reference_ends_with_a_sentence(copy: Path, drawings: Path, tmp_path: Path) -> None:
+    clean = run(copy, drawings)
+    files = sorted(drawings.iterdir())
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    for number in range(10):
+        (tmp_path / "damaged" / f"{number}.png").touch()
+
+    def refused(*images: Path) -> str:
+        with pytest.raises(SystemExit) as caught:
+            run(copy, *images)
+        return str(caught.value)
+
+    assert refused(*files[:9]) == "reference: 9 images are too few; give 10 or more."
+    assert refused(tmp_path / "none") == f"reference: {tmp_path / 'none'} does not exist."
+    assert refused(drawings, tmp_path / "empty").startswith(f"reference: {tmp_path / 'empty'} has no image (*.jpg, ")
+    assert refused(tmp_path / "damaged") == "reference: 0 images are left, too few; give 10 or more."
+    assert refused(tmp_path / "damaged", *files[:9]).startswith("reference: 9 images are left")
+    assert (copy / "reference.json").read_bytes() == clean
+
+
+def test_a_bundle_that_is_none_is_named(tmp_path: Path, drawings: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^reference: .*model.yaml cannot be read: No such file or directory\.$"):
+        run(tmp_path, drawings)
+
+
+def test_a_damaged_reference_is_replaced(copy: Path, drawings: Path) -> None:
+    clean = run(copy, drawings)
+    (copy / "reference.json").write_text("{")
+    assert run(copy, drawings) == clean
+
+
+def test_the_older_one_stays_where_the_new_one_cannot_be_written(
+    copy: Path, drawings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = run(copy, drawings)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(SystemExit, match=r"cannot be written to: No space left on device\.$"):
+        run(copy, *sorted(drawings.iterdir())[:11])
+    assert (copy / "reference.json").read_bytes() == clean
+    assert len(list(copy.iterdir())) == 3
