@@ -9,10 +9,10 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from model_server.bundle import BundleError, Manifest, read_bundle
-from model_server.monitoring import PREDICTIONS, check_metrics_dir, instrument
+from model_server.monitoring import ModelMetrics, check_metrics_dir, instrument
 from model_server.preprocessing import ImageTooLargeError, UndecodableImageError, decode
 from model_server.settings import Settings, SettingsError, read_settings
-from model_server.upload import FIELD, read_upload
+from model_server.upload import FIELD, Reason, RejectedInputError, read_upload
 
 if TYPE_CHECKING:  # the import of torch takes seconds
     from torch import Tensor
@@ -77,8 +77,8 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         classifier = Classifier(bundle)
     model = classifier
 
+    metrics = ModelMetrics(model.manifest, None)
     app = FastAPI(title="Model server", description="Classifies images and counts what it does.")
-    instrument(app, model.manifest.classes)
 
     @app.get("/")
     async def root() -> Dict[str, str]:
@@ -101,28 +101,44 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
     @app.post("/predict", response_model=Prediction, openapi_extra=PREDICT_REQUEST, responses=PREDICT_ERRORS)
     async def predict(request: Request) -> JSONResponse:
         """Name the class of an image, sent as form field `file` or as the body itself."""
+        try:
+            return JSONResponse(await answer(request))
+        except RejectedInputError as error:
+            metrics.reject(error.reason)
+            raise
+
+    async def answer(request: Request) -> Dict[str, Optional[str]]:
+        stopwatch = metrics.stopwatch()
         upload = await read_upload(request, settings.max_body_bytes)
+        stopwatch.lap("read")
+
         name = "The body" if upload.filename is None else f"File '{upload.filename}'"
         if settings.fault_injection and upload.content_type.startswith("fake_server_error/"):
             raise HTTPException(500, "Simulated server error.")
         if not upload.content_type.lower().startswith("image/"):
-            raise HTTPException(400, f"{name} is not an image.")
+            raise RejectedInputError(400, Reason.NOT_AN_IMAGE, f"{name} is not an image.")
         if not upload.data:
-            raise HTTPException(400, f"{name} is empty.")
+            raise RejectedInputError(400, Reason.EMPTY, f"{name} is empty.")
+        metrics.receive(len(upload.data))
         try:
             image = decode(upload.data, settings.max_image_pixels)
         except ImageTooLargeError as error:
-            raise HTTPException(413, f"{name} is too large: {error}.") from error
+            raise RejectedInputError(413, Reason.IMAGE_TOO_LARGE, f"{name} is too large: {error}.") from error
         except UndecodableImageError as error:
-            raise HTTPException(
-                400, f"{name} cannot be decoded as an image: damaged, or of an unknown format."
+            problem = "damaged, or of an unknown format"
+            raise RejectedInputError(
+                400, Reason.UNDECODABLE, f"{name} cannot be decoded as an image: {problem}."
             ) from error
-        likely_class, _ = model.classify(model.preprocess(image))
-        PREDICTIONS.labels(likely_class).inc()
-        return JSONResponse(
-            {"filename": upload.filename, "content_type": upload.content_type, "likely_class": likely_class}
-        )
+        metrics.decode(image.width, image.height)
+        stopwatch.lap("decode")
+        pixels = model.preprocess(image)
+        stopwatch.lap("preprocess")
+        likely_class, confidence = model.classify(pixels)
+        stopwatch.lap("forward")
+        metrics.predict(pixels, likely_class, confidence)
+        return {"filename": upload.filename, "content_type": upload.content_type, "likely_class": likely_class}
 
+    instrument(app, metrics, settings.metrics_dir)
     return app
 
 

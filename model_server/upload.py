@@ -1,5 +1,6 @@
 """The image in a request: read with a limit, in memory, from a form field or from the bare body."""
 
+from enum import Enum
 from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional
 
 from fastapi import HTTPException
@@ -17,6 +18,28 @@ CHUNK = 64 * 1024
 CLIENT_CLOSED_REQUEST = 499  # nobody reads the answer; the number is for the metrics, as nginx has it
 
 
+class Reason(Enum):
+    """Why an input is rejected, as the metrics name it."""
+
+    NOT_AN_IMAGE = "not_an_image"
+    EMPTY = "empty"
+    UNDECODABLE = "undecodable"
+    IMAGE_TOO_LARGE = "image_too_large"
+    BODY_TOO_LARGE = "body_too_large"
+    MALFORMED_FORM = "malformed_form"
+    MISSING_FILE = "missing_file"
+    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    INCOMPLETE = "incomplete"
+
+
+class RejectedInputError(HTTPException):
+    """An input that no prediction is made for, by a fault of the client."""
+
+    def __init__(self, status_code: int, reason: Reason, detail: str) -> None:
+        super().__init__(status_code, detail)
+        self.reason = reason
+
+
 class Upload(NamedTuple):
     """An image as it was sent; `filename` is None for a bare body."""
 
@@ -29,7 +52,7 @@ async def read_upload(request: Request, max_body_bytes: int) -> Upload:
     """Read the image from a request: multipart field `file`, or the body itself when its type is no form.
 
     Raises:
-        HTTPException: 413 the body is larger than `max_body_bytes`; 415 it is a form of another kind;
+        RejectedInputError: 413 the body is larger than `max_body_bytes`; 415 it is a form of another kind;
             400 or 422 the form is malformed or lacks the file.
     """
     header = request.headers.get("content-type", "")
@@ -37,17 +60,23 @@ async def read_upload(request: Request, max_body_bytes: int) -> Upload:
     body = await _read_body(request, max_body_bytes)
     if media_type == b"multipart/form-data":
         if not options.get(b"boundary"):
-            raise HTTPException(400, "The Content-Type multipart/form-data has no boundary.")
+            raise RejectedInputError(
+                400, Reason.MALFORMED_FORM, "The Content-Type multipart/form-data has no boundary."
+            )
         return _find_file(options[b"boundary"], body)
     if not media_type or media_type == b"application/x-www-form-urlencoded":
-        raise HTTPException(
-            415, f"Send the image in the form field '{FIELD}', or as the body with its own Content-Type."
+        raise RejectedInputError(
+            415,
+            Reason.UNSUPPORTED_MEDIA_TYPE,
+            f"Send the image in the form field '{FIELD}', or as the body with its own Content-Type.",
         )
     return Upload(None, header, body)
 
 
 async def _read_body(request: Request, max_body_bytes: int) -> bytes:
-    too_large = HTTPException(413, f"The request body is larger than {max_body_bytes} bytes.")
+    too_large = RejectedInputError(
+        413, Reason.BODY_TOO_LARGE, f"The request body is larger than {max_body_bytes} bytes."
+    )
     length = request.headers.get("content-length", "0")
     if length.isdigit() and int(length) > max_body_bytes:
         raise too_large
@@ -60,7 +89,9 @@ async def _read_body(request: Request, max_body_bytes: int) -> bytes:
                 raise too_large
             chunks.append(chunk)
     except ClientDisconnect:
-        raise HTTPException(CLIENT_CLOSED_REQUEST, "The client went away before the body was complete.") from None
+        raise RejectedInputError(
+            CLIENT_CLOSED_REQUEST, Reason.INCOMPLETE, "The client went away before the body was complete."
+        ) from None
     return b"".join(chunks)
 
 
@@ -92,7 +123,7 @@ class _Form:
     def on_part_begin(self) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
-            raise HTTPException(400, f"The form has more than {MAX_PARTS} parts.")
+            raise RejectedInputError(400, Reason.MALFORMED_FORM, f"The form has more than {MAX_PARTS} parts.")
         self._header_bytes = 0
         self._headers = {}
 
@@ -130,7 +161,9 @@ class _Form:
     def _count_header(self, size: int) -> None:
         self._header_bytes += size
         if self._header_bytes > MAX_HEADER_BYTES:
-            raise HTTPException(400, f"A part of the form has headers of more than {MAX_HEADER_BYTES} bytes.")
+            raise RejectedInputError(
+                400, Reason.MALFORMED_FORM, f"A part of the form has headers of more than {MAX_HEADER_BYTES} bytes."
+            )
 
 
 def _find_file(boundary: bytes, body: bytes) -> Upload:
@@ -141,9 +174,9 @@ def _find_file(boundary: bytes, body: bytes) -> Upload:
         for start in range(0, len(body), CHUNK):
             parser.write(body[start : start + CHUNK])
     except FormParserError as error:
-        raise HTTPException(400, "The multipart body is malformed.") from error
+        raise RejectedInputError(400, Reason.MALFORMED_FORM, "The multipart body is malformed.") from error
     if not form.complete:
-        raise HTTPException(400, "The multipart body ends before its closing boundary.")
+        raise RejectedInputError(400, Reason.MALFORMED_FORM, "The multipart body ends before its closing boundary.")
     if form.file is None:
-        raise HTTPException(422, f"The form has no file in the field '{FIELD}'.")
+        raise RejectedInputError(422, Reason.MISSING_FILE, f"The form has no file in the field '{FIELD}'.")
     return form.file

@@ -201,6 +201,7 @@ def test_predictions_are_counted_by_class(client: Client, encode: Encode) -> Non
 
 
 def test_the_metrics_of_the_contract_are_there(client: Client) -> None:
+    client.get("/")
     names = {key.split("[")[0] for key in samples(client)}
     assert {
         "fastapi_requests_total",

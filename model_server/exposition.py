@@ -1,0 +1,163 @@
+"""The page /metrics, added up from the files of all workers.
+
+It says what prometheus_client's MultiProcessCollector and generate_latest would, but many times faster: the
+names in a file are parsed once, and after that only its values are read.
+"""
+
+import json
+import struct
+from itertools import accumulate
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# A file of prometheus_client: the number of bytes in use (int), 4 bytes of padding, then entries of
+# the key's length (int), the key (JSON), padding to a multiple of 8, the value and its time (doubles).
+_INT = struct.Struct("=i")
+_HEADER = 8
+_VALUE = 16
+
+_Labels = Tuple[Tuple[str, str], ...]
+_Sample = Tuple[str, _Labels]
+
+
+class MetricsFileError(RuntimeError):
+    """A file of metrics that cannot be what a worker wrote; without it counters would seem to fall."""
+
+
+class _Key(NamedTuple):
+    family: str
+    sample: _Sample
+    help_text: str
+
+
+class _Layout:
+    """Where the entries of one file are; files only ever gain entries, unless they are deleted."""
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        self._used = _used(data)
+        if self._used > len(data):
+            raise MetricsFileError(f"{path} has {len(data)} bytes, but says that {self._used} are used.")
+        self.keys: List[_Key] = []
+        heads: List[bytes] = []
+        position = _HEADER
+        while position < self._used:
+            (length,) = _INT.unpack_from(data, position)
+            value = position + 4 + length + 8 - (length + 4) % 8
+            if length < 0 or value + _VALUE > self._used:
+                raise MetricsFileError(f"{path} has an entry of {length} bytes at {position}, beyond those in use.")
+            family, name, labels, help_text = json.loads(data[position + 4 : position + 4 + length])
+            self.keys.append(_Key(family, (name, tuple(sorted(labels.items()))), help_text))
+            heads.append(data[position:value])
+            position = value + _VALUE
+        self._heads = tuple(heads)
+        self._entries = struct.Struct("=" + "".join(f"{len(head)}sd8x" for head in heads))
+
+    def read(self, data: bytes) -> Optional[Sequence[float]]:
+        """Return the values of all entries, or None when the data are laid out in another way."""
+        if _used(data) != self._used or len(data) < self._used:
+            return None
+        fields = self._entries.unpack_from(data, _HEADER) if self._heads else ()
+        return fields[1::2] if fields[::2] == self._heads else None
+
+
+class _Form:
+    """The page with gaps for its values."""
+
+    def __init__(self, layouts: Dict[Path, _Layout]) -> None:
+        families: Dict[str, Tuple[str, str, Dict[_Sample, None]]] = {}
+        for path, layout in layouts.items():
+            kind, mode = path.name.split("_")[:2]
+            if kind == "gauge" and mode not in {"sum", "livesum"}:
+                raise MetricsFileError(f"{path} has gauges of mode {mode}, but only sums are supported.")
+            for key in layout.keys:
+                _, _, samples = families.setdefault(key.family, (kind, key.help_text, {}))
+                samples[key.sample] = None
+
+        text: List[str] = []
+        self._columns: Dict[_Sample, int] = {}
+        self._order: List[int] = []  # columns in the order of the page
+        self._cumulative: List[slice] = []
+        for family, (kind, help_text, samples) in sorted(families.items()):
+            name = f"{family}_total" if kind == "counter" else family
+            text.append(f"# HELP {name} {_escape(help_text)}\n# TYPE {name} {kind}\n".replace("%", "%%"))
+            buckets: Dict[_Labels, Dict[float, _Sample]] = {}
+            for sample in samples:
+                bounds = [float(value) for label, value in sample[1] if label == "le"] if kind == "histogram" else []
+                if bounds:
+                    others = tuple(label for label in sample[1] if label[0] != "le")
+                    buckets.setdefault(others, {})[bounds[0]] = sample
+                else:
+                    self._append(text, sample)
+            for labels, series in buckets.items():
+                begin = len(self._columns)
+                for _, sample in sorted(series.items()):
+                    self._append(text, sample)
+                self._cumulative.append(slice(begin, len(self._columns)))
+                text.append(_line((f"{family}_count", labels)))
+                self._order.append(len(self._columns) - 1)
+        self._template = "".join(text)
+        self._places = {path: [self._columns[key.sample] for key in layout.keys] for path, layout in layouts.items()}
+
+    def _append(self, text: List[str], sample: _Sample) -> None:
+        text.append(_line(sample))
+        self._order.append(len(self._columns))
+        self._columns[sample] = len(self._columns)
+
+    def fill(self, values: Dict[Path, Sequence[float]]) -> str:
+        totals = [0.0] * len(self._columns)
+        for path, places in self._places.items():
+            for column, value in zip(places, values[path]):
+                totals[column] += value
+        for series in self._cumulative:
+            totals[series] = accumulate(totals[series])
+        return self._template % tuple([totals[column] for column in self._order])
+
+
+class Page:
+    """Writes the page, and remembers between two scrapes how the files are laid out."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._layouts: Dict[Path, _Layout] = {}
+        self._form = _Form({})
+
+    def render(self) -> bytes:
+        """Add up all files of the directory.
+
+        Raises:
+            MetricsFileError: a file is damaged.
+        """
+        layouts: Dict[Path, _Layout] = {}
+        values: Dict[Path, Sequence[float]] = {}
+        for path in sorted(self._directory.glob("*.db")):
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:  # the gauges of a worker that has just been lost
+                continue
+            layout = self._layouts.get(path)
+            found = layout.read(data) if layout else None
+            if layout is None or found is None:
+                layout = _Layout(path, data)
+                found = layout.read(data) or ()
+            layouts[path], values[path] = layout, found
+        if layouts != self._layouts:
+            self._layouts, self._form = layouts, _Form(layouts)
+        return self._form.fill(values).encode()
+
+
+def _used(data: bytes) -> int:
+    used: int = _INT.unpack_from(data)[0] if data else 0  # a file just made is empty
+    return used
+
+
+def _line(sample: _Sample) -> str:
+    name, labels = sample
+    inside = ",".join(f'{label}="{_escape(value, quotes=True)}"' for label, value in labels)
+    return (f"{name}{{{inside}}}" if labels else name).replace("%", "%%") + " %r\n"
+
+
+def _escape(text: str, *, quotes: bool = False) -> str:
+    text = text.replace("\\", r"\\").replace("\n", r"\n")
+    return text.replace('"', r"\"") if quotes else text
