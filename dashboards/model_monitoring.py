@@ -381,8 +381,8 @@ def model_health() -> Iterable[Panel]:
         "How far the images and predictions of late are from the reference set that the model came with. "
         "0: the same distribution. From **0.1** on (orange) look closer, from **0.25** on (red) the model answers "
         "for other images than it was tested with.",
-        "Empty while there are fewer than 200 predictions in the time named, and always for a model "
-        "without a `reference.json`.",
+        "Empty while there are fewer than 200 predictions in the time named, or 20 for each bin, and always for a "
+        "model without a `reference.json`.",
     ).span(8)
     shares = " or ".join(
         f'label_replace(feature_bin:{recorded}{{feature=~"$feature"}}, "of", "{of}", "", "")'

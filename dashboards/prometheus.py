@@ -70,6 +70,7 @@ def top() -> Iterable[Panel]:
             "none",
             "Alertmanagers that Prometheus sends its alerts to. With none, no alert reaches a person.",
             ("sum(prometheus_notifications_alertmanagers_discovered)", "Alertmanagers"),
+            limits=((None, "orange"), (1, "green")),
         )
         .span(4)
         .height(3)

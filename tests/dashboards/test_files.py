@@ -227,6 +227,13 @@ def test_a_feature_is_chosen_from_the_references() -> None:
     assert (feature["multi"], feature["includeAll"]) == (False, False)
 
 
+def test_prometheus_shows_each_side_of_the_monitoring() -> None:
+    board = json.loads(files()["prometheus.json"])
+    rows = [panel["title"] for panel in board["panels"] if panel["type"] == "row"]
+    assert rows == ["Scrapes", "Rules, Alerts and Notifications", "Storage, Queries and Process"]
+    assert board["templating"]["list"] == []
+
+
 def test_model_loads_are_marked_in_all_graphs() -> None:
     (annotation,) = json.loads(files()["model-monitoring.json"])["annotations"]["list"]
     assert annotation["enable"] is True

@@ -204,3 +204,47 @@ def test_distribution_has_a_pair_for_each_bin(tmp_path: Path) -> None:
         for of, share in (("observed", observed), ("reference", 0.5))
     }
     evaluated("Observed and reference distribution", "{{bin}} {{of}}", series, expected, tmp_path)
+
+
+def test_no_alert_is_zero(tmp_path: Path) -> None:
+    pending = {'ALERTS{alertname="TargetDown",alertstate="pending"}': "1x120"}
+    evaluated("Alerts firing", "firing", pending, {"{}": 0}, tmp_path)
+    evaluated("Alerts firing by name", "{{alertname}}", pending, {'{alertname="none"}': 0}, tmp_path)
+
+
+def test_alerts_are_counted_by_name(tmp_path: Path) -> None:
+    firing = {
+        f'ALERTS{{alertname="{name}",alertstate="firing",instance="{host}"}}': "1x120"
+        for name, host in (("TargetDown", "a"), ("TargetDown", "b"), ("NoTraffic", "a"))
+    }
+    evaluated("Alerts firing", "firing", firing, {"{}": 3}, tmp_path)
+    expected = {'{alertname="TargetDown"}': 2, '{alertname="NoTraffic"}': 1}
+    evaluated("Alerts firing by name", "{{alertname}}", firing, expected, tmp_path)
+
+
+def test_rule_groups_are_without_their_file(tmp_path: Path) -> None:
+    series = {
+        f'prometheus_rule_group_last_duration_seconds{{rule_group="/etc/prometheus/rules/{file}.yml;{group}"}}': "2x120"
+        for file, group in (("model", "drift"), ("host", "cpu"))
+    }
+    evaluated("Rule evaluation by group", "{{group}}", series, {'{group="drift"}': 2, '{group="cpu"}': 2}, tmp_path)
+
+
+def test_failures_of_a_rule_group_are_those_of_a_minute(tmp_path: Path) -> None:
+    series = {'prometheus_rule_evaluation_failures_total{rule_group="/etc/model.yml;drift"}': "0+1x120"}
+    evaluated("Failed rule evaluations", "{{group}} failed", series, {'{group="drift"}': 60}, tmp_path)
+
+
+def test_scrapes_are_measured_by_the_interval(tmp_path: Path) -> None:
+    series = {
+        'scrape_duration_seconds{job="node",instance="a:9100"}': "0.5x120",
+        'scrape_duration_seconds{job="node",instance="b:9100"}': "1x120",
+        'prometheus_target_interval_length_seconds{interval="2s",quantile="0.5"}': "2x120",
+        'prometheus_target_interval_length_seconds{interval="2s",quantile="0.99"}': "4x120",
+    }
+    evaluated("Share of the interval taken", "{{job}}", series, {'{job="node"}': 0.5}, tmp_path)
+
+
+def test_without_an_alertmanager_nothing_is_sent(tmp_path: Path) -> None:
+    evaluated("Notifications to Alertmanager", "sent", {}, {"{}": 0}, tmp_path)
+    evaluated("Alertmanager", "active alerts", {}, {"{}": 0}, tmp_path)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,6 +196,22 @@ def test_preview_shows_every_panel_even_without_prometheus(url: str, file: Path)
     assert "does not answer" in page.text
     for other in FILES:
         assert (f"<a href=/d/{other.stem}>" in page.text) == (other != file)
+
+
+def test_preview_keeps_the_groups_of_a_label_replace(stand_in: Any) -> None:
+    """A `$1` is a variable neither to Grafana nor to the stand-in."""
+    board = json.loads(next(file for file in FILES if file.stem == "model-monitoring").read_text())
+    asked: list[str] = []
+
+    def query(source: Any, path: str, *_: Any) -> tuple[int, bytes, str]:
+        asked.append(urllib.parse.parse_qs(urllib.parse.urlsplit(path).query)["query"][0])
+        return 200, b'{"status": "success", "data": {"result": []}}', ""
+
+    preview = importlib.import_module("grafana_stand_in.preview")
+    preview.dashboard_page(board, {}, query, {"var-feature": ["contrast"]}, "")
+    assert any('"$1", "sha256"' in promql for promql in asked)
+    assert any('feature=~"(contrast)"' in promql for promql in asked)
+    assert not any(re.search(r"\$[a-z_]", promql) for promql in asked)
 
 
 def test_preview_marks_the_moments_of_an_annotation(stand_in: Any) -> None:

@@ -21,8 +21,9 @@ body{font:14px sans-serif;margin:0;background:#111217;color:#ccccdc} a{color:#6e
 .panel{background:#181b1f;border:1px solid #2c2f34;padding:4px 8px;overflow:hidden;display:flex;flex-direction:column}
 .panel h3{font-size:13px;margin:0 0 4px} .row{background:none;border:0} .row h3{font-size:16px}
 .values{flex:1;display:flex;align-items:center;justify-content:space-evenly;font-size:24px;text-align:center}
-.values small{display:block;font-size:11px;color:#9a9aa8} .bar{margin:2px 0 6px;font-size:12px} .error{color:#f2495c}
-.bar i{display:block;height:9px} .bar div{background:#26292e} svg{flex:1;min-height:0;width:100%}
+.values small{display:block;font-size:11px;color:#9a9aa8} .error{color:#f2495c}
+.bar{display:flex;align-items:center;margin:1px 0;font-size:12px} .bar span{width:45%}
+.bar div{background:#26292e;flex:1} .bar i{display:block;height:11px} svg{flex:1;min-height:0;width:100%}
 .legend{font-size:11px} .text{white-space:pre-wrap;font-size:12px;color:#b4b4c0}
 """
 PALETTE = ["#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#f2495c", "#5794f2", "#b877d9", "#37872d"]
@@ -122,7 +123,7 @@ def values(panel: Json, ask: Ask, start: float, end: float) -> str:
         return f"<div class=values>{''.join(parts)}</div>"
     whole = sum(value for _, value in found) if panel["type"] == "piechart" else max(value for _, value in found)
     parts = [
-        f"<div class=bar>{html.escape(name)}: {human(value, unit)} ({value / (top or whole or 1):.0%})"
+        f"<div class=bar><span>{html.escape(name)}: {human(value, unit)} ({value / (top or whole or 1):.0%})</span>"
         f"<div><i style='background:{tint};width:{100 * value / (top or whole or 1):.1f}%'></i></div></div>"
         for tint, (name, value) in zip(paint, found)
     ]
@@ -217,7 +218,9 @@ def dashboard_page(
         names[variable["name"]] = f"({'|'.join(picked)})".replace("\\", "\\\\") if picked else preset(variable)
 
     def ask(source: Json, path: str, parameters: dict[str, Any]) -> list[Json]:
-        expression = re.sub(r"\$(\w+)|\$\{(\w+)\}", lambda m: names[m.group(1) or m.group(2)], parameters["query"])
+        expression = re.sub(
+            r"\$([a-z_]\w*)|\$\{(\w+)\}", lambda m: names[m.group(1) or m.group(2)], parameters["query"]
+        )
         _, content, _ = query(source, f"api/v1/{path}?{urlencode({**parameters, 'query': expression})}", None, "")
         answer = json.loads(content)
         if answer.get("status") != "success":
