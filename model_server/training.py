@@ -10,21 +10,24 @@ import sys
 import time
 from pathlib import Path
 from random import Random
-from typing import List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model_server.architectures import FruitClassifier
-from model_server.bundle import BundleError, refuse_existing, write_bundle
+from model_server.bundle import BundleError, make_bundle, refuse_existing, write_bundle
+from model_server.classifier import Classifier
 from model_server.drawings import FRUITS, draw_fruit
+from model_server.features import observe
 from model_server.preprocessing import resize_and_crop
+from model_server.reference import Reference, build
 
 CLASSES = tuple(FRUITS)
 INPUT_SIZE = 150
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as the published weights expect
-TRAINING_IMAGES, HELD_OUT_IMAGES = 600, 240
+TRAINING_IMAGES, HELD_OUT_IMAGES = 600, 600  # the latter are the bundle's reference as well
 EPOCHS, BATCH = 3, 20
 LEARNING_RATE = 1e-3
 LOWEST_ACCURACY = 0.97
@@ -38,7 +41,7 @@ def draw_images(count: int, rng: Random) -> Tuple[Tensor, Tensor]:
     """Draw `count` fruits of various sizes, the classes in turn, and preprocess them as the server does.
 
     Returns:
-        Normalised pixels, float32 of shape (count, 3, 150, 150), and labels, int64 of shape (count,).
+        Pixels, float32 of shape (count, 3, 150, 150), values 0..255, and labels, int64 of shape (count,).
     """
     pixels = bytearray()
     for index in range(count):
@@ -46,24 +49,30 @@ def draw_images(count: int, rng: Random) -> Tuple[Tensor, Tensor]:
         picture = draw_fruit(CLASSES[index % len(CLASSES)], rng, width, height)
         pixels += resize_and_crop(picture, INPUT_SIZE).tobytes()
     images = torch.frombuffer(pixels, dtype=torch.uint8).view(count, INPUT_SIZE, INPUT_SIZE, 3)
+    return images.permute(0, 3, 1, 2).float(), torch.arange(count) % len(CLASSES)
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """Shift and scale pixels of 0..255 to what the network learns from."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    normalised: Tensor = (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
-    return normalised, torch.arange(count) % len(CLASSES)
+    normalised: Tensor = (pixels / 255 - mean) / std
+    return normalised
 
 
-def train(seed: int) -> Tuple[nn.Module, float]:
+def train(seed: int) -> Tuple[nn.Module, float, Tensor]:
     """Train a classifier, with progress on standard output.
 
     Returns:
-        The model, and its accuracy (0..1) on drawings that it was not trained on.
+        The model, its accuracy (0..1) on drawings that it was not trained on, and the pixels of these.
     """
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(seed)
 
     _say(f"drawing {TRAINING_IMAGES} images to learn from and {HELD_OUT_IMAGES} to be judged by")
-    images, labels = draw_images(TRAINING_IMAGES, Random(f"{seed} training"))
+    pixels, labels = draw_images(TRAINING_IMAGES, Random(f"{seed} training"))
     held_out, answers = draw_images(HELD_OUT_IMAGES, Random(f"{seed} held out"))
+    images, questions = normalise(pixels), normalise(held_out)
 
     # Convolutions are faster with the channels last in memory, as the images are.
     model = FruitClassifier(len(CLASSES), INPUT_SIZE).to(memory_format=torch.channels_last)
@@ -81,11 +90,16 @@ def train(seed: int) -> Tuple[nn.Module, float]:
             optimiser.step()
             schedule.step()
             total += loss.item() * len(batch)
-        accuracy = _accuracy(model, held_out, answers)
+        accuracy = _accuracy(model, questions, answers)
         seconds = time.monotonic() - started
         loss_mean = total / TRAINING_IMAGES
         _say(f"epoch {epoch}/{EPOCHS}: loss {loss_mean:.3f}, held-out accuracy {accuracy:.1%} ({seconds:.1f} s)")
-    return model.to(memory_format=torch.contiguous_format).eval(), accuracy
+    return model.to(memory_format=torch.contiguous_format).eval(), accuracy, held_out
+
+
+def refer(classifier: Classifier, pixels: Tensor) -> Reference:
+    """Describe drawings of shape (N, 3, 150, 150) that the model was not trained on: of those it would be too sure."""
+    return build([observe(classifier, drawing) for drawing in pixels.split(1)], CLASSES)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
@@ -100,26 +114,24 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     options = parser.parse_args(arguments)
     try:
         refuse_existing(options.out)
-        model, accuracy = train(options.seed)
+        model, accuracy, held_out = train(options.seed)
         if accuracy < LOWEST_ACCURACY:
             raise TrainingError(
                 f"The model reached {accuracy:.1%} on held-out drawings, but {LOWEST_ACCURACY:.0%} are needed."
             )
         weights = io.BytesIO()
         torch.save(model.state_dict(), weights)
-        write_bundle(
-            options.out,
-            weights.getvalue(),
-            {
-                "name": "drawn-fruits",
-                "version": f"1.{options.seed}",
-                "architecture": "fruit_classifier",
-                "classes": CLASSES,
-                "input_size": INPUT_SIZE,
-                "mean": MEAN,
-                "std": STD,
-            },
-        )
+        fields: Dict[str, object] = {
+            "name": "drawn-fruits",
+            "version": f"1.{options.seed}",
+            "architecture": "fruit_classifier",
+            "classes": CLASSES,
+            "input_size": INPUT_SIZE,
+            "mean": MEAN,
+            "std": STD,
+        }
+        reference = refer(Classifier(make_bundle(options.out, weights.getvalue(), fields)), held_out)
+        write_bundle(options.out, weights.getvalue(), fields, reference)
     except (BundleError, TrainingError) as error:
         sys.exit(f"training: {error}")
     _say(f"accuracy {accuracy:.1%} on held-out drawings; bundle written to {options.out}")

@@ -5,6 +5,7 @@ from typing import Any, Tuple
 import pytest
 
 from model_server.bundle import read_bundle
+from model_server.drawings import draw_fruit
 
 torch = pytest.importorskip("torch")
 
@@ -21,19 +22,22 @@ def training(monkeypatch: pytest.MonkeyPatch) -> Any:
     return training
 
 
-def test_drawings_are_normalised_and_balanced(training: Any) -> None:
-    images, labels = training.draw_images(6, Random(0))
-    assert images.shape == (6, 3, 150, 150)
+def test_drawings_are_balanced_and_normalised_to_learn_from(training: Any) -> None:
+    pixels, labels = training.draw_images(6, Random(0))
+    assert pixels.shape == (6, 3, 150, 150)
     assert labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert 0 <= pixels.min() < 100 < pixels.max() <= 255
+    images = training.normalise(pixels)
     assert -2.2 < images.min() < 0 < images.max() < 2.7
 
 
 def test_a_bundle_is_written_and_the_same_seed_gives_the_same(
     training: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def train(name: str, *arguments: str) -> str:
+    def train(name: str, *arguments: str) -> Tuple[str, bytes]:
         training.main(["--out", str(tmp_path / name), *arguments])
-        return read_bundle(tmp_path / name).manifest.weights_sha256
+        reference = (tmp_path / name / "reference.json").read_bytes()
+        return read_bundle(tmp_path / name).manifest.weights_sha256, reference
 
     first, again, other = train("first"), train("again"), train("other", "--seed", "1")
     assert first == again
@@ -46,7 +50,23 @@ def test_what_is_written_can_be_served(training: Any, tmp_path: Path) -> None:
 
     training.main(["--out", str(tmp_path / "bundle")])
     classifier = Classifier(read_bundle(tmp_path / "bundle"))
-    assert tuple(classifier.classes) == ("apple", "grapes", "lemon")
+    assert classifier.manifest.classes == ("apple", "grapes", "lemon")
+
+
+def test_the_reference_is_what_the_server_sees_of_such_drawings(training: Any, tmp_path: Path) -> None:
+    """The bundle's reference is that of the drawings as files, sent through the server's own preprocessing."""
+    from model_server.classifier import Classifier
+    from model_server.features import observe
+    from model_server.reference import build
+
+    training.main(["--out", str(tmp_path / "bundle")])
+    bundle = read_bundle(tmp_path / "bundle")
+    classifier, rng, observations = Classifier(bundle), Random("0 held out"), []
+    for index in range(training.HELD_OUT_IMAGES):
+        size = rng.randrange(150, 260), rng.randrange(150, 260)
+        picture = draw_fruit(training.CLASSES[index % 3], rng, *size)
+        observations.append(observe(classifier, classifier.preprocess(picture)))
+    assert bundle.reference == build(observations, training.CLASSES)
 
 
 def test_an_existing_bundle_is_refused_at_once(training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,8 +79,8 @@ def test_an_existing_bundle_is_refused_at_once(training: Any, tmp_path: Path, mo
 def test_a_model_that_learnt_nothing_is_not_written(
     training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(seed: int) -> Tuple[object, float]:
-        return object(), 0.9667
+    def train(seed: int) -> Tuple[object, float, object]:
+        return object(), 0.9667, object()
 
     monkeypatch.setattr(training, "LOWEST_ACCURACY", 0.97)
     monkeypatch.setattr(training, "train", train)
