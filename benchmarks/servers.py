@@ -1,0 +1,131 @@
+"""The systems under test, as real gunicorn servers on the loopback, and what they use of the machine."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, Iterator, List, Sequence
+
+import httpx
+
+REPOSITORY = Path(__file__).parents[1]
+CACHE = REPOSITORY / ".cache" / "bench"
+BUNDLE = CACHE / "bundle"
+TORCHVISION = CACHE / "torchvision"  # only the seed's app sees what is installed here
+READY_SECONDS = 60
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class System:
+    """A server that can be started: `arguments` are gunicorn's, `environment` is added to the current one."""
+
+    name: str
+    arguments: Sequence[str]
+    environment: Dict[str, str] = field(default_factory=dict)
+
+
+def ours(name: str = "exact", app: str = "", **settings: str) -> System:
+    """The model server; `settings` are its own, `app` another application to run in its place."""
+    environment = {f"MODEL_SERVER_{key.upper()}": value for key, value in settings.items()}
+    arguments = ["--config", "python:model_server.gunicorn_conf", *([app] if app else [])]
+    return System(name, arguments, {"MODEL_SERVER_BUNDLE": str(BUNDLE), **environment})
+
+
+def seed() -> System:
+    """The seed's app under gunicorn: uvicorn's worker, one torch thread in each."""
+    arguments = ["benchmarks.seed_app:app", "--worker-class", "uvicorn_worker.UvicornWorker"]
+    environment = {"SEED_WEIGHTS": str(BUNDLE / "weights.pt"), "PYTHONPATH": str(TORCHVISION)}
+    return System("seed", arguments, environment)
+
+
+class Server:
+    """A running system. `cold_start` is the time in seconds from its start to the first 200 of /predict."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", url: str, cold_start: float) -> None:
+        self.url = url
+        self.cold_start = cold_start
+        self._process = process
+
+    def processes(self) -> List[int]:
+        """Return the process ids of gunicorn's master (first) and of its workers."""
+        master = self._process.pid
+        children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+        return [master, *map(int, children)]
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time, user and system, that the process tree has used; that of ended workers is in it."""
+        ticks = 0
+        for pid in self.processes():
+            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, stat[11:15]))  # utime, stime, cutime, cstime: see proc(5)
+        return ticks / TICKS
+
+    def pss_bytes(self) -> int:
+        """Return the proportional set size of the process tree: shared pages are divided among those who share."""
+        kilobytes = 0
+        for pid in self.processes():
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    kilobytes += int(line.split()[1])
+        return kilobytes * 1024
+
+
+@contextmanager
+def running(system: System, image: bytes, workers: int = 2) -> Iterator[Server]:
+    """Start a system, wait for its first prediction, and end it.
+
+    Raises:
+        RuntimeError: it does not answer; the message ends with what it printed.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, (Path(folder) / "log").open("w+b") as log:
+        port = _free_port()
+        metrics = Path(folder) / "metrics"
+        metrics.mkdir()
+        environment = {
+            **os.environ,
+            "MODEL_SERVER_WORKERS": str(workers),
+            "MODEL_SERVER_BIND": f"127.0.0.1:{port}",
+            "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+            **system.environment,
+        }
+        command = [sys.executable, "-m", "gunicorn", *system.arguments]
+        command += ["--workers", str(workers), "--bind", f"127.0.0.1:{port}"]
+        started = time.monotonic()
+        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            if not _answers(process, url, image):
+                log.seek(0)
+                raise RuntimeError(f"{system.name} does not answer: {log.read()[-2000:].decode(errors='replace')}")
+            yield Server(process, url, time.monotonic() - started)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def _answers(process: "subprocess.Popen[bytes]", url: str, image: bytes) -> bool:
+    deadline = time.monotonic() + READY_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            answer = httpx.post(f"{url}/predict", files={"file": ("image.jpg", image, "image/jpeg")}, timeout=10)
+            return answer.status_code == 200
+        except httpx.TransportError:
+            time.sleep(0.02)
+    return False
