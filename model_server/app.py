@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 from model_server.bundle import BundleError, Manifest, read_bundle
 from model_server.monitoring import ModelMetrics, check_metrics_dir, instrument
 from model_server.preprocessing import ImageTooLargeError, UndecodableImageError, decode
+from model_server.reference import Reference
 from model_server.settings import Settings, SettingsError, read_settings
 from model_server.upload import FIELD, Reason, RejectedInputError, read_upload
 
@@ -23,6 +24,9 @@ class ImageClassifier(Protocol):
 
     @property
     def manifest(self) -> Manifest: ...
+
+    @property
+    def reference(self) -> Optional[Reference]: ...
 
     @property
     def ready(self) -> bool: ...
@@ -77,7 +81,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         classifier = Classifier(bundle)
     model = classifier
 
-    metrics = ModelMetrics(model.manifest, None)
+    metrics = ModelMetrics(model.manifest, model.reference)
     app = FastAPI(title="Model server", description="Classifies images and counts what it does.")
 
     @app.get("/")

@@ -29,6 +29,7 @@ class Classifier:
 
     Attributes:
         manifest: what the bundle says of the model; its `classes` are in the order of the logits.
+        reference: what its images are like, when the bundle says so.
         ready: true once a forward pass has been done.
     """
 
@@ -40,6 +41,7 @@ class Classifier:
         """
         manifest = bundle.manifest
         self.manifest = manifest
+        self.reference = bundle.reference
         self.ready = False
         self._size = manifest.input_size
         if manifest.architecture not in ARCHITECTURES:

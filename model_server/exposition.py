@@ -6,6 +6,7 @@ names in a file are parsed once, and after that only its values are read.
 
 import json
 import struct
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
@@ -32,6 +33,12 @@ class _Key(NamedTuple):
     help_text: str
 
 
+@lru_cache(maxsize=1 << 14)  # the files of all workers have nearly the same keys
+def _parse_key(encoded: bytes) -> _Key:
+    family, name, labels, help_text = json.loads(encoded)
+    return _Key(family, (name, tuple(sorted(labels.items()))), help_text)
+
+
 class _Layout:
     """Where the entries of one file are; files only ever gain entries, unless they are deleted."""
 
@@ -47,8 +54,7 @@ class _Layout:
             value = position + 4 + length + 8 - (length + 4) % 8
             if length < 0 or value + _VALUE > self._used:
                 raise MetricsFileError(f"{path} has an entry of {length} bytes at {position}, beyond those in use.")
-            family, name, labels, help_text = json.loads(data[position + 4 : position + 4 + length])
-            self.keys.append(_Key(family, (name, tuple(sorted(labels.items()))), help_text))
+            self.keys.append(_parse_key(data[position + 4 : position + 4 + length]))
             heads.append(data[position:value])
             position = value + _VALUE
         self._heads = tuple(heads)

@@ -24,13 +24,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model_server.bundle import Manifest
 from model_server.exposition import CONTENT_TYPE, Page
+from model_server.reference import NUMBERS, PREDICTED_CLASS, Reference
 from model_server.settings import METRICS_DIR, SettingsError
 from model_server.upload import Reason
 
 if TYPE_CHECKING:  # the import of torch takes seconds
     from torch import Tensor
-
-    from model_server.reference import Reference
 
 _slot = "master"
 
@@ -43,7 +42,6 @@ if METRICS_DIR in os.environ:  # prometheus_client decides by the same test, at 
     prometheus_client.values.ValueClass = prometheus_client.values.MultiProcessValue(_identify)  # type: ignore[no-untyped-call]
 
 STAGES = ("read", "decode", "preprocess", "forward")
-NUMERIC_FEATURES = ("brightness", "contrast", "saturation", "sharpness", "confidence")
 APP_NAME = "fastapi"
 
 
@@ -171,7 +169,7 @@ class ModelMetrics:
         constants: lines of the page /metrics that never change.
     """
 
-    def __init__(self, manifest: Manifest, reference: "Optional[Reference]") -> None:
+    def __init__(self, manifest: Manifest, reference: Optional[Reference]) -> None:
         self.registry = CollectorRegistry()
         self.constants = generate_latest(_Constants(manifest, reference))
         predictions = Counter("predictions", "Predictions made, by class", ["class"], registry=self.registry)
@@ -235,7 +233,7 @@ class ModelMetrics:
 class _FeatureMetrics:
     """Counts the features of predictions by the bins of the reference."""
 
-    def __init__(self, reference: "Reference", registry: CollectorRegistry) -> None:
+    def __init__(self, reference: Reference, registry: CollectorRegistry) -> None:
         from model_server.features import measure  # noqa: PLC0415 - imports torch
 
         self._measure = measure
@@ -253,15 +251,15 @@ class _FeatureMetrics:
         }
 
     def observe(self, pixels: "Tensor", likely_class: str, confidence: float) -> None:
-        for feature, value in zip(NUMERIC_FEATURES, (*self._measure(pixels), confidence)):
+        for feature, value in zip(NUMBERS, (*self._measure(pixels), confidence)):
             self._observed[feature, self._bin(feature, value)].inc()
-        self._observed["predicted_class", likely_class].inc()
+        self._observed[PREDICTED_CLASS, likely_class].inc()
 
 
 class _Constants(Collector):
     """What never changes while a model is served, and so needs no place in the files of every worker."""
 
-    def __init__(self, manifest: Manifest, reference: "Optional[Reference]") -> None:
+    def __init__(self, manifest: Manifest, reference: Optional[Reference]) -> None:
         self._manifest, self._reference = manifest, reference
         self._loaded = time.time()
 

@@ -22,6 +22,7 @@ class Lemon:
         std=(1, 1, 1),
         weights_sha256="0" * 64,
     )
+    reference = None
     ready = True
 
     def preprocess(self, image: Image.Image) -> Any:

@@ -1,6 +1,7 @@
 import asyncio
+import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import httpx
 import pytest
@@ -10,7 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model_server.app import create_app
 from model_server.bundle import Manifest
+from model_server.reference import Reference
 from model_server.settings import Settings
+from model_server.upload import Reason
 
 Encode = Callable[..., bytes]
 
@@ -49,14 +52,16 @@ MANIFEST = Manifest(
 
 class FakeClassifier:
     manifest = MANIFEST
+    reference: Optional[Reference] = None
     ready = True
 
     def __init__(self) -> None:
         self.seen: List[Image.Image] = []
+        self.pixels: Any = None
 
     def preprocess(self, image: Image.Image) -> Any:
         self.seen.append(image)
-        return image
+        return self.pixels
 
     def classify(self, pixels: Any) -> Tuple[str, float]:
         return "lemon", 0.9
@@ -200,6 +205,10 @@ def test_predictions_are_counted_by_class(client: Client, encode: Encode) -> Non
     assert after["predictions_total[('class', 'lemon')]"] == before["predictions_total[('class', 'lemon')]"] + 1
 
 
+def count_of(found: Dict[str, float], metric: str, **labels: str) -> float:
+    return found[metric + str(sorted(labels.items()))]
+
+
 def test_the_metrics_of_the_contract_are_there(client: Client) -> None:
     client.get("/")
     names = {key.split("[")[0] for key in samples(client)}
@@ -210,3 +219,96 @@ def test_the_metrics_of_the_contract_are_there(client: Client) -> None:
         "fastapi_requests_in_progress",
         "predictions_total",
     } <= names
+
+
+def test_every_series_of_the_model_is_there_from_the_start(client: Client) -> None:
+    found = samples(client)
+    for stage in ("read", "decode", "preprocess", "forward"):
+        assert count_of(found, "inference_stage_duration_seconds_count", stage=stage) == 0
+    for name in MANIFEST.classes:
+        assert count_of(found, "prediction_confidence_count", **{"class": name}) == 0
+    for reason in Reason:
+        assert count_of(found, "rejected_inputs_total", reason=reason.value) == 0
+    assert found["input_bytes_count[]"] == found["input_pixels_count[]"] == 0
+    labels = {"name": "fruits", "version": "1.0", "architecture": "none", "sha256": "0" * 64}
+    assert count_of(found, "model_info", **labels) == 1
+    assert time.time() - 60 < found["model_loaded_timestamp_seconds[]"] <= time.time()
+    assert not [key for key in found if key.startswith("feature_")], "there is no reference"
+
+
+def test_a_prediction_is_measured(client: Client, encode: Encode) -> None:
+    image = encode((200, 160))
+    assert post(client, image).status_code == 200
+    found = samples(client)
+    for stage in ("read", "decode", "preprocess", "forward"):
+        assert count_of(found, "inference_stage_duration_seconds_count", stage=stage) == 1
+        assert 0 < count_of(found, "inference_stage_duration_seconds_sum", stage=stage) < 1
+    assert count_of(found, "prediction_confidence_sum", **{"class": "lemon"}) == 0.9
+    assert count_of(found, "prediction_confidence_bucket", le="0.9", **{"class": "lemon"}) == 1
+    assert count_of(found, "prediction_confidence_bucket", le="0.8", **{"class": "lemon"}) == 0
+    assert found["input_bytes_sum[]"] == len(image)
+    assert found["input_pixels_sum[]"] == 200 * 160
+    assert not sum(value for key, value in found.items() if key.startswith("rejected_inputs_total"))
+
+
+REJECTED: Dict[str, Callable[[Client, bytes], httpx.Response]] = {
+    "not_an_image": lambda client, image: post(client, image, "text/plain"),
+    "empty": lambda client, image: post(client, b""),
+    "undecodable": lambda client, image: post(client, image[:-300]),
+    "image_too_large": lambda client, image: post(client, image * 2),
+    "body_too_large": lambda client, image: post(client, bytes(60_001)),
+    "malformed_form": lambda client, image: client.post(
+        "/predict", content=b"--", headers={"content-type": "multipart/form-data; boundary=XX"}
+    ),
+    "missing_file": lambda client, image: client.post("/predict", files={"image": ("a.jpg", image, "image/jpeg")}),
+    "unsupported_media_type": lambda client, image: client.post("/predict"),
+}
+
+
+@pytest.mark.parametrize("reason", REJECTED)
+def test_a_rejected_input_is_counted_by_its_reason(classifier: FakeClassifier, encode: Encode, reason: str) -> None:
+    pixels = 100 if reason == "image_too_large" else 50_000_000
+    client = make_client(classifier, max_body_bytes=60_000, max_image_pixels=pixels)
+    assert 400 <= REJECTED[reason](client, encode()).status_code < 500
+    found = samples(client)
+    rejected = {key: value for key, value in found.items() if key.startswith("rejected_inputs_total") and value}
+    assert rejected == {f"rejected_inputs_total[('reason', '{reason}')]": 1}
+    assert count_of(found, "inference_stage_duration_seconds_count", stage="forward") == 0
+    assert found["input_bytes_count[]"] == (reason in {"undecodable", "image_too_large"})
+    assert found["input_pixels_count[]"] == 0
+
+
+def test_a_simulated_error_is_no_rejected_input(classifier: FakeClassifier, encode: Encode) -> None:
+    client = make_client(classifier, fault_injection=True)
+    assert post(client, encode(), "fake_server_error/jpeg").status_code == 500
+    assert not sum(value for key, value in samples(client).items() if key.startswith("rejected_inputs_total"))
+
+
+def test_features_are_counted_in_the_bins_of_the_reference(classifier: FakeClassifier, encode: Encode) -> None:
+    torch = pytest.importorskip("torch")
+    edges = {"brightness": (0.2, 0.6), "contrast": (0.1,), "saturation": (), "sharpness": (0.01,), "confidence": (0.9,)}
+    ratios: Dict[str, Dict[str, float]] = {
+        "brightness": {"00": 0.25, "01": 0.5, "02": 0.25},
+        "contrast": {"00": 0.5, "01": 0.5},
+        "saturation": {"00": 1},
+        "sharpness": {"00": 0.5, "01": 0.5},
+        "confidence": {"00": 0.5, "01": 0.5},
+        "predicted_class": {"apple": 0, "grapes": 0.125, "lemon": 0.875},
+    }
+    classifier.reference = Reference(images=8, edges=edges, ratios=ratios)
+    classifier.pixels = torch.full((1, 3, 16, 16), 127.5)
+    client = make_client(classifier)
+    before = samples(client)
+    for feature, shares in ratios.items():
+        for bin_, share in shares.items():
+            assert count_of(before, "feature_observations_total", feature=feature, bin=bin_) == 0
+            assert count_of(before, "feature_reference_ratio", feature=feature, bin=bin_) == share
+    post(client, encode())
+    post(client, b"")
+    after = samples(client)
+    counted = {key for key, value in after.items() if key.startswith("feature_observations_total") and value == 1}
+    expected = {("brightness", "01"), ("contrast", "00"), ("saturation", "00"), ("sharpness", "00")}
+    expected |= {("confidence", "01"), ("predicted_class", "lemon")}
+    assert counted == {
+        "feature_observations_total" + str([("bin", bin_), ("feature", feature)]) for feature, bin_ in expected
+    }

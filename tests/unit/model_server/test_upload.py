@@ -4,10 +4,9 @@ import random
 from typing import Any, Dict, List, Optional
 
 import pytest
-from fastapi import HTTPException
 from starlette.requests import Request
 
-from model_server.upload import MAX_HEADER_BYTES, MAX_PARTS, Upload, read_upload
+from model_server.upload import MAX_HEADER_BYTES, MAX_PARTS, Reason, RejectedInputError, Upload, read_upload
 
 LIMIT = 1_000_000
 FORM = "multipart/form-data; boundary=XX"
@@ -47,8 +46,8 @@ def read(
     return asyncio.run(read_upload(Request(scope, receive), limit))
 
 
-def refused(body: bytes, content_type: Optional[str] = FORM, **options: Any) -> HTTPException:
-    with pytest.raises(HTTPException) as caught:
+def refused(body: bytes, content_type: Optional[str] = FORM, **options: Any) -> RejectedInputError:
+    with pytest.raises(RejectedInputError) as caught:
         read(body, content_type, **options)
     detail = caught.value.detail
     assert detail.endswith(".")
@@ -100,7 +99,8 @@ def test_headers_in_any_case_and_a_part_without_type() -> None:
     ],
 )
 def test_a_malformed_form_is_refused(body: bytes) -> None:
-    assert refused(body).status_code == 400
+    error = refused(body)
+    assert (error.status_code, error.reason) == (400, Reason.MALFORMED_FORM)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,7 @@ def test_a_form_without_the_file_is_refused(body: bytes) -> None:
     error = refused(body)
     assert error.status_code in {400, 422}
     if error.status_code == 422:
+        assert error.reason is Reason.MISSING_FILE
         assert error.detail == "The form has no file in the field 'file'."
 
 
@@ -132,7 +133,8 @@ def test_a_boundary_beyond_all_measure_is_refused() -> None:
 
 @pytest.mark.parametrize("content_type", [None, "", "application/x-www-form-urlencoded"])
 def test_other_forms_are_refused(content_type: Optional[str]) -> None:
-    assert refused(b"file=1", content_type).status_code == 415
+    error = refused(b"file=1", content_type)
+    assert (error.status_code, error.reason) == (415, Reason.UNSUPPORTED_MEDIA_TYPE)
 
 
 def test_a_declared_length_is_refused_before_anything_is_read() -> None:
@@ -150,9 +152,9 @@ def test_a_client_that_goes_away_is_no_server_error() -> None:
         return {"type": "http.disconnect"}
 
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"image/jpeg")]}
-    with pytest.raises(HTTPException) as caught:
+    with pytest.raises(RejectedInputError) as caught:
         asyncio.run(read_upload(Request(scope, receive), LIMIT))
-    assert caught.value.status_code == 499
+    assert (caught.value.status_code, caught.value.reason) == (499, Reason.INCOMPLETE)
 
 
 def test_floods_are_stopped() -> None:
@@ -168,5 +170,5 @@ def test_noise_never_gets_further_than_a_client_error() -> None:
         damaged = bytearray(whole)
         for _ in range(rng.randrange(1, 6)):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-        with contextlib.suppress(HTTPException):
+        with contextlib.suppress(RejectedInputError):
             read(bytes(damaged))
