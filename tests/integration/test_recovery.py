@@ -15,7 +15,7 @@ import pytest
 from tests.integration.machines import GRAFANA_PORT, Machine, ModelServer, Prometheus, wait_until
 
 IMAGE = next((Path(__file__).parents[2] / "load_test" / "images").glob("*.jp*g")).read_bytes()
-UNITS = "model-server.socket model-server prometheus prometheus-node-exporter grafana-server"
+UNITS = "model-server.socket model-server prometheus prometheus-alertmanager prometheus-node-exporter grafana-server"
 METRICS = "/run/model-server/metrics"
 WEIGHTS = "/var/lib/model-server/current/weights.pt"
 
@@ -143,8 +143,8 @@ def test_everything_is_back_after_the_machine_was_restarted(
     assert model_server.ready()
     wait_until(lambda: server.get(GRAFANA_PORT, "/api/health").status_code == 200, timeout=30, what="Grafana")
     # The first scrapes may have been of a service that had yet to start: what counts is where it settles.
-    settled = "sum(min_over_time(up[5s])) == 3 and sum(count_over_time(up[5s])) >= 12"
-    wait_until(lambda: prometheus.query(settled), timeout=30, what="three targets up")
+    settled = "sum(min_over_time(up[5s])) == 4 and sum(count_over_time(up[5s])) >= 16"
+    wait_until(lambda: prometheus.query(settled), timeout=30, what="four targets up")
     assert before > 0
     assert prometheus.total(samples, at=moment) == before, "samples from before the restart are gone"
     assert server.run("systemctl list-units --failed --plain --no-legend") == ""
