@@ -1,4 +1,4 @@
-"""The dashboard of the model server and the hosts it runs on: operation, resources, the model's own figures."""
+"""The dashboard of the model server and its hosts: operation, resources, the model's figures and its health."""
 
 from typing import Iterable
 
