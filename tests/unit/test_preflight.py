@@ -59,6 +59,14 @@ WRONG: Dict[str, Dict[str, Any]] = {
         ),
         "missing_python": ({"model_server_python": "/usr/bin/python0"}, "full path of a Python 3.8 or later"),
         "unknown_state": ({"model_server_state": "gone"}, "set it to present or absent."),
+        "missing_images": (
+            {"model_server_reference_images": "/no/such/directory"},
+            "is /no/such/directory, where this controller finds 0 images; set it to a directory with 10 or more.",
+        ),
+        "directory_without_images": (
+            {"model_server_reference_images": str(REPOSITORY / "script")},
+            "finds 0 images; set it to a directory",
+        ),
     },
     "monitoring": {
         "old_system": (
@@ -100,6 +108,7 @@ RIGHT: Dict[str, Dict[str, Any]] = {
         "as_it_is": {},
         "own_weights": {"model_server_weights_url": "https://example.org/w.pt", "model_server_weights_sha256": DIGEST},
         "address": {"model_server_listen_address": "[::]", "model_server_port": "65535"},
+        "own_images": {"model_server_reference_images": str(REPOSITORY / "load_test" / "images")},
     },
     "monitoring": {
         "as_it_is": {},
