@@ -9,11 +9,11 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from model_server.bundle import BundleError, Manifest, read_bundle
-from model_server.monitoring import ModelMetrics, check_metrics_dir, instrument
+from model_server.monitoring import Inference, ModelMetrics, check_metrics_dir, instrument
 from model_server.preprocessing import ImageTooLargeError, UndecodableImageError, decode
 from model_server.reference import Reference
 from model_server.settings import Settings, SettingsError, read_settings
-from model_server.upload import FIELD, Reason, RejectedInputError, read_upload
+from model_server.upload import FIELD, Reason, RejectedInputError, Upload, read_upload
 
 if TYPE_CHECKING:  # the import of torch takes seconds
     from torch import Tensor
@@ -105,45 +105,56 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
     @app.post("/predict", response_model=Prediction, openapi_extra=PREDICT_REQUEST, responses=PREDICT_ERRORS)
     async def predict(request: Request) -> JSONResponse:
         """Name the class of an image, sent as form field `file` or as the body itself."""
+        inference = Inference()
         try:
-            return JSONResponse(await answer(request))
+            return JSONResponse(await answer(request, inference))
         except RejectedInputError as error:
             metrics.reject(error.reason)
             raise
+        finally:
+            metrics.record(inference)
 
-    async def answer(request: Request) -> Dict[str, Optional[str]]:
-        stopwatch = metrics.stopwatch()
+    async def answer(request: Request, inference: Inference) -> Dict[str, Optional[str]]:
         upload = await read_upload(request, settings.max_body_bytes)
-        stopwatch.lap("read")
-
-        name = "The body" if upload.filename is None else f"File '{upload.filename}'"
+        inference.lap()
         if settings.fault_injection and upload.content_type.startswith("fake_server_error/"):
             raise HTTPException(500, "Simulated server error.")
-        if not upload.content_type.lower().startswith("image/"):
-            raise RejectedInputError(400, Reason.NOT_AN_IMAGE, f"{name} is not an image.")
-        if not upload.data:
-            raise RejectedInputError(400, Reason.EMPTY, f"{name} is empty.")
-        metrics.receive(len(upload.data))
-        try:
-            image = decode(upload.data, settings.max_image_pixels)
-        except ImageTooLargeError as error:
-            raise RejectedInputError(413, Reason.IMAGE_TOO_LARGE, f"{name} is too large: {error}.") from error
-        except UndecodableImageError as error:
-            problem = "damaged, or of an unknown format"
-            raise RejectedInputError(
-                400, Reason.UNDECODABLE, f"{name} cannot be decoded as an image: {problem}."
-            ) from error
-        metrics.decode(image.width, image.height)
-        stopwatch.lap("decode")
+        image = read_image(upload, inference, settings.max_image_pixels)
+        inference.lap()
         pixels = model.preprocess(image)
-        stopwatch.lap("preprocess")
+        inference.lap()
         likely_class, confidence = model.classify(pixels)
-        stopwatch.lap("forward")
+        inference.lap()
         metrics.predict(pixels, likely_class, confidence)
         return {"filename": upload.filename, "content_type": upload.content_type, "likely_class": likely_class}
 
     instrument(app, metrics, settings.metrics_dir)
     return app
+
+
+def read_image(upload: Upload, inference: Inference, max_pixels: int) -> Image.Image:
+    """Decode an upload, and note its sizes.
+
+    Raises:
+        RejectedInputError: it is no image, or one that cannot be decoded or is too large.
+    """
+    name = "The body" if upload.filename is None else f"File '{upload.filename}'"
+    if not upload.content_type.lower().startswith("image/"):
+        raise RejectedInputError(400, Reason.NOT_AN_IMAGE, f"{name} is not an image.")
+    if not upload.data:
+        raise RejectedInputError(400, Reason.EMPTY, f"{name} is empty.")
+    inference.size = len(upload.data)
+    try:
+        image = decode(upload.data, max_pixels)
+    except ImageTooLargeError as error:
+        raise RejectedInputError(413, Reason.IMAGE_TOO_LARGE, f"{name} is too large: {error}.") from error
+    except UndecodableImageError as error:
+        problem = "damaged, or of an unknown format"
+        raise RejectedInputError(
+            400, Reason.UNDECODABLE, f"{name} cannot be decoded as an image: {problem}."
+        ) from error
+    inference.pixels = image.width * image.height
+    return image
 
 
 def app_from_environment() -> FastAPI:

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model_server.app import create_app
 from model_server.bundle import Manifest
+from model_server.monitoring import ModelMetrics
 from model_server.reference import Reference
 from model_server.settings import Settings
 from model_server.upload import Reason
@@ -284,22 +285,27 @@ def test_a_simulated_error_is_no_rejected_input(classifier: FakeClassifier, enco
     assert not sum(value for key, value in samples(client).items() if key.startswith("rejected_inputs_total"))
 
 
-def test_features_are_counted_in_the_bins_of_the_reference(classifier: FakeClassifier, encode: Encode) -> None:
-    torch = pytest.importorskip("torch")
-    edges = {"brightness": (0.2, 0.6), "contrast": (0.1,), "saturation": (), "sharpness": (0.01,), "confidence": (0.9,)}
-    ratios: Dict[str, Dict[str, float]] = {
+REFERENCE = Reference(
+    images=8,
+    edges={"brightness": (0.2, 0.6), "contrast": (0.1,), "saturation": (), "sharpness": (0.01,), "confidence": (0.9,)},
+    ratios={
         "brightness": {"00": 0.25, "01": 0.5, "02": 0.25},
         "contrast": {"00": 0.5, "01": 0.5},
         "saturation": {"00": 1},
         "sharpness": {"00": 0.5, "01": 0.5},
         "confidence": {"00": 0.5, "01": 0.5},
         "predicted_class": {"apple": 0, "grapes": 0.125, "lemon": 0.875},
-    }
-    classifier.reference = Reference(images=8, edges=edges, ratios=ratios)
+    },
+)
+
+
+def test_features_are_counted_in_the_bins_of_the_reference(classifier: FakeClassifier, encode: Encode) -> None:
+    torch = pytest.importorskip("torch")
+    classifier.reference = REFERENCE
     classifier.pixels = torch.full((1, 3, 16, 16), 127.5)
     client = make_client(classifier)
     before = samples(client)
-    for feature, shares in ratios.items():
+    for feature, shares in REFERENCE.ratios.items():
         for bin_, share in shares.items():
             assert count_of(before, "feature_observations_total", feature=feature, bin=bin_) == 0
             assert count_of(before, "feature_reference_ratio", feature=feature, bin=bin_) == share
@@ -312,3 +318,13 @@ def test_features_are_counted_in_the_bins_of_the_reference(classifier: FakeClass
     assert counted == {
         "feature_observations_total" + str([("bin", bin_), ("feature", feature)]) for feature, bin_ in expected
     }
+
+
+def test_of_predictions_in_close_order_some_are_sampled(classifier: FakeClassifier) -> None:
+    torch = pytest.importorskip("torch")
+    metrics = ModelMetrics(MANIFEST, REFERENCE)
+    for _ in range(500):
+        metrics.predict(torch.zeros(1, 3, 16, 16), "lemon", 0.9)
+    labels = {"feature": "predicted_class", "bin": "lemon"}
+    assert metrics.registry.get_sample_value("predictions_total", {"class": "lemon"}) == 500
+    assert 1 <= (metrics.registry.get_sample_value("feature_observations_total", labels) or 0) < 100
