@@ -5,6 +5,7 @@ Addresses are looked up at every use: a machine may get another one when it is s
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -19,6 +20,7 @@ SCENARIO = os.environ.get("MOLECULE_SCENARIO_NAME", "default")
 MODEL_SERVER_PORT = 8000
 PROMETHEUS_PORT = 9090
 GRAFANA_PORT = 3000
+ALERTMANAGER_PORT = 9093
 
 
 def docker(*arguments: str) -> str:
@@ -133,6 +135,59 @@ class ModelServer:
             for series, value in samples(answer.text)
             if series.partition("{")[0].endswith(("_total", "_count", "_sum", "_bucket"))
         }
+
+
+@dataclass(frozen=True)
+class Alertmanager:
+    machine: Machine
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """Return the alerts it knows of, those too that it does not tell, with their labels and their status."""
+        answer = self._ask("GET").json()
+        alerts: list[dict[str, Any]] = answer if isinstance(answer, list) else answer["data"]
+        return alerts
+
+    def post(self, alerts: list[dict[str, Any]]) -> None:
+        """Hand it alerts, as a Prometheus does."""
+        self._ask("POST", json=alerts)
+
+    def _ask(self, method: str, **options: Any) -> httpx.Response:
+        with self.machine.http(ALERTMANAGER_PORT) as client:
+            answer = client.request(method, "/api/v2/alerts", **options)
+            if answer.status_code == 404:  # 0.15 has version 1 only, 0.27 has it no more
+                answer = client.request(method, "/api/v1/alerts", **options)
+        assert answer.status_code == 200, answer.text
+        return answer
+
+
+@dataclass(frozen=True)
+class Told:
+    """One alert of a notification."""
+
+    received: float
+    status: str  # firing or resolved
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class WebhookReceiver:
+    """Whoever is told of alerts: molecule/shared/webhook_receiver.py."""
+
+    machine: Machine
+
+    def told(self, since: float, status: str, **labels: str) -> list[Told]:
+        """Return the alerts of this status and with these labels of which notifications arrived from `since` on."""
+        lines = self.machine.run("cat /var/lib/webhook-receiver/notifications.jsonl 2>/dev/null || true").splitlines()
+        told = [
+            Told(notification["received"], alert["status"], alert["labels"])
+            for notification in map(json.loads, lines)
+            for alert in notification["alerts"]
+        ]
+        return [
+            alert
+            for alert in told
+            if alert.received >= since and alert.status == status and labels.items() <= alert.labels.items()
+        ]
 
 
 def samples(exposition: str) -> Iterator[tuple[str, float]]:

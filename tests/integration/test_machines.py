@@ -10,6 +10,7 @@ UNITS = [
     "model-server.socket",
     "model-server.service",
     "prometheus.service",
+    "prometheus-alertmanager.service",
     "prometheus-node-exporter.service",
     "grafana-server.service",
 ]
@@ -55,7 +56,7 @@ def test_every_gunicorn_process_is_unprivileged(model_server: ModelServer) -> No
     ("user", "paths"),
     [
         ("model-server", "/etc/model-server /opt/model-server /var/lib/model-server"),
-        ("prometheus", "/etc/prometheus /etc/default/prometheus /etc/default/prometheus-node-exporter"),
+        ("prometheus", "/etc/prometheus /etc/default/prometheus*"),
         ("grafana", "/etc/grafana /etc/default/grafana-server"),
     ],
 )
@@ -74,11 +75,20 @@ def test_daemon_cannot_write_its_own_configuration(server: Machine, user: str, p
         "/etc/model-server/model-server.env",
         "/etc/grafana/grafana.ini",
         "/etc/grafana/admin_password",
+        "/etc/prometheus/alertmanager.yml",
     ],
 )
 def test_others_cannot_read_settings(server: Machine, path: str) -> None:
     assert server.status("test -f %s", path) == 0
     assert server.status("cat %s", path, user="nobody") != 0
+
+
+def test_alertmanager_opens_no_port_for_a_cluster(server: Machine) -> None:
+    sockets = server.run("ss --listening --tcp --udp --numeric --no-header").splitlines()
+    ports = {line.split()[4].rpartition(":")[2] for line in sockets}
+
+    assert "9093" in ports
+    assert "9094" not in ports
 
 
 def test_load_generator_is_not_writable_by_its_users(load: Machine) -> None:

@@ -1,0 +1,191 @@
+"""Alerts reach a person: from a fault, or from other images than the model was made for, to a webhook on the load host.
+
+Comes after the tests that send the seed's load, of which nobody is told.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.integration.machines import (
+    Alertmanager,
+    Machine,
+    ModelServer,
+    Prometheus,
+    Told,
+    WebhookReceiver,
+    docker,
+    wait_until,
+)
+
+IMAGES = sorted((Path(__file__).parents[2] / "load_test" / "images").glob("*.jp*g"))
+STARTED = time.time()  # of the run: pytest imports all files before the first test
+DARKNESS = 0.3
+UNIT = "darkened-load"
+DRIFT = 'ALERTS{alertname=~"FeatureDrift.*", alertstate="firing"}'
+
+Tell = Callable[[str], None]
+
+# What the rules say of a model server that is down, with the labels they leave to tell one from another.
+SERVER = {"job": "model_server", "instance": "server:8000"}
+SYMPTOMS = [
+    {"alertname": "LatencyP50AboveObjective", "job": "model_server"},
+    {"alertname": "LatencyP99AboveObjective", "job": "model_server"},
+    {"alertname": "ErrorBudgetBurnFast", "job": "model_server"},
+    {"alertname": "ErrorBudgetBurnSlow", "job": "model_server"},
+    {"alertname": "PredictedClassDominates", "class": "apple"},
+    {"alertname": "FeatureDrift", "feature": "brightness"},
+    {"alertname": "FeatureDriftEmerging", "feature": "contrast"},
+    {"alertname": "NoTraffic", **SERVER},
+    {"alertname": "PrometheusScrapeSlow", **SERVER},
+]
+# Has nothing to do with it.
+ANOTHER = {"alertname": "HostMemoryLow", "job": "node", "instance": "server:9100"}
+
+
+@pytest.fixture(scope="module")
+def receiver(load: Machine) -> WebhookReceiver:
+    return WebhookReceiver(load)
+
+
+@pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Tell:
+    """Return a function that shows a measured figure, of a test that passes too."""
+
+    def show(line: str) -> None:
+        with capsys.disabled():
+            sys.stdout.write(f"\n{line}\n")
+
+    return show
+
+
+@pytest.fixture(scope="module")
+def alertmanager(server: Machine) -> Alertmanager:
+    return Alertmanager(server)
+
+
+def test_nobody_is_told_of_drift_under_the_seeds_load(prometheus: Prometheus, tell: Tell) -> None:
+    now = time.time()
+    window = f"{int(now - STARTED)}s"
+    observed = prometheus.total(f'sum(increase(feature_observations_total{{feature="brightness"}}[{window}]))', at=now)
+    if observed < 1000:
+        pytest.skip(f"no load test in this run: {observed:.0f} images were seen since it began")
+
+    psi = {
+        series["metric"]["feature"]: float(series["value"][1])
+        for series in prometheus.query(f"max_over_time(feature:feature_observations:psi5m[{window}])", at=now)
+    }
+    # An alert of an earlier run's darkened images may take five minutes to end.
+    earlier = {series["metric"]["feature"] for series in prometheus.query(DRIFT, at=STARTED)}
+    alerts = prometheus.query(f"count_over_time({DRIFT}[{window}])", at=now)
+    tell(f"{observed:.0f} images, highest psi: " + ", ".join(f"{name} {psi[name]:.3f}" for name in sorted(psi)))
+
+    assert len(psi) == 6, psi
+    assert [series["metric"] for series in alerts if series["metric"]["feature"] not in earlier] == []
+
+
+def test_darkened_images_raise_a_drift_alert(
+    load: Machine, receiver: WebhookReceiver, tmp_path: Path, tell: Tell
+) -> None:
+    def arrived() -> list[Told]:
+        return receiver.told(started, "firing", alertname="FeatureDrift", feature="brightness")
+
+    for image in IMAGES:
+        Image.open(image).convert("RGB").point(lambda value: int(value * DARKNESS)).save(tmp_path / image.name)
+
+    with darkened_load(load, tmp_path):
+        started = time.time()
+        wait_until(arrived, timeout=120, what="the alert that brightness has drifted")
+        tell(f"told that brightness has drifted {arrived()[0].received - started:.1f} s after the load began")
+
+
+@contextmanager
+def darkened_load(load: Machine, images: Path) -> Iterator[None]:
+    """Send `images` with the users of the deployed configuration, as a service, which can be ended early."""
+    folder = load.run("mktemp --directory --tmpdir=/var/tmp", user="nobody")
+    docker("cp", f"{images}/.", f"{load.container}:{folder}")
+    command = f"locust --images {folder} --run-time 150s --spawn-rate 20 --only-summary"
+    try:
+        load.run(f"systemd-run --unit {UNIT} --collect --uid nobody --working-directory {folder} {command}")
+        yield
+    finally:
+        load.status("systemctl stop %s", UNIT)
+        load.run("rm --recursive %s", folder)
+
+
+@contextmanager
+def stopped(model_server: ModelServer) -> Iterator[None]:
+    # The socket would start the service again at the next scrape.
+    model_server.machine.run("systemctl stop model-server.socket model-server.service")
+    try:
+        yield
+    finally:
+        model_server.machine.run("systemctl start model-server")
+
+
+def timestamp(moment: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
+
+
+@contextmanager
+def posted(alertmanager: Alertmanager, alerts: list[dict[str, str]]) -> Iterator[None]:
+    """Have `alerts` fire, besides those of Prometheus: a further label tells them apart, which no rule compares."""
+
+    def until(end: float) -> list[dict[str, Any]]:
+        moments = {"startsAt": timestamp(began), "endsAt": timestamp(end)}
+        return [{"labels": {**labels, "posted_by": "test"}, "annotations": {}, **moments} for labels in alerts]
+
+    began = time.time()
+    alertmanager.post(until(began + 120))
+    try:
+        yield
+    finally:
+        alertmanager.post(until(time.time()))
+
+
+def test_stopped_server_is_told_without_its_symptoms(
+    model_server: ModelServer, receiver: WebhookReceiver, alertmanager: Alertmanager, tell: Tell
+) -> None:
+    def silenced() -> set[str]:
+        return {
+            alert["labels"]["alertname"]
+            for alert in alertmanager.alerts()
+            if alert["labels"].get("posted_by") == "test" and alert["status"]["inhibitedBy"]
+        }
+
+    started = time.time()
+    with stopped(model_server):
+        wait_until(
+            lambda: receiver.told(started, "firing", alertname="TargetDown", **SERVER),
+            timeout=30,
+            what="the alert that the model server is down",
+        )
+        down = receiver.told(started, "firing", alertname="TargetDown", **SERVER)[0].received
+        tell(f"told that the model server is down {down - started:.1f} s after it was stopped")
+        with posted(alertmanager, [*SYMPTOMS, ANOTHER]):
+            wait_until(
+                lambda: receiver.told(down, "firing", posted_by="test", **ANOTHER),
+                timeout=10,
+                what="an alert that is no symptom",
+            )
+            assert silenced() == {symptom["alertname"] for symptom in SYMPTOMS}
+            time.sleep(3)  # a symptom that were to be told would be by now
+        names = {alert.labels["alertname"] for alert in receiver.told(down, "firing")}
+        assert names.isdisjoint(symptom["alertname"] for symptom in SYMPTOMS), names
+
+    ready = time.time()
+    wait_until(
+        lambda: receiver.told(ready - 1, "resolved", alertname="TargetDown", **SERVER),
+        timeout=30,
+        what="the news that the model server is back",
+    )
+    resolved = receiver.told(ready - 1, "resolved", alertname="TargetDown", **SERVER)[0].received
+    tell(f"told that it is back {resolved - ready:.1f} s after its start")
