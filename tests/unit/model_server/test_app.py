@@ -1,7 +1,8 @@
 import asyncio
+import re
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from model_server.reference import Reference
 from model_server.settings import Settings
 from model_server.upload import Reason
 
+ROOT = Path(__file__).resolve().parents[3]
 Encode = Callable[..., bytes]
 
 
@@ -328,3 +330,27 @@ def test_of_predictions_in_close_order_some_are_sampled(classifier: FakeClassifi
     labels = {"feature": "predicted_class", "bin": "lemon"}
     assert metrics.registry.get_sample_value("predictions_total", {"class": "lemon"}) == 500
     assert 1 <= (metrics.registry.get_sample_value("feature_observations_total", labels) or 0) < 100
+
+
+def test_the_reference_page_has_every_metric_with_its_labels_and_a_query(
+    classifier: FakeClassifier, encode: Encode
+) -> None:
+    pytest.importorskip("torch")
+    classifier.reference = REFERENCE
+    client = make_client(classifier)
+    client.get("/")
+    served: Dict[str, Tuple[str, Set[str]]] = {}
+    for family in text_string_to_metric_families(client.get("/metrics").text):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = {label for sample in family.samples for label in sample.labels if label != "le"}
+        if not name.endswith("_created"):  # only one process without files of metrics has those
+            served[name] = family.type, labels
+
+    documented: Dict[str, Tuple[str, Set[str]]] = {}
+    for section in (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8").split("\n### ")[1:]:
+        name = section.split("`")[1]
+        head = section.splitlines()[1].split(". ")[0]
+        documented[name] = head.split()[0].lower().rstrip(","), set(re.findall(r"`([a-z_0-9]+)`", head))
+        query = section.split("```promql\n")[1].split("\n```")[0]
+        assert name in query or "feature_reference:ratio" in query, f"{name} has no example"
+    assert documented == served
