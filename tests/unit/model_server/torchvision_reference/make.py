@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Dict, List, Tuple
 
+import PIL
 import torch
 import torchvision
 from PIL import Image
@@ -84,13 +85,13 @@ def main() -> None:
         # Large ones are enlarged from smaller ones: their noise would make megabytes.
         shrink = max(1, max(width, height) // 700)
         drawn = draw_fruit(fruit, Random(name), max(32, width // shrink), max(32, height // shrink))
-        picture = drawn.resize((width, height), Image.BICUBIC).convert(mode)
+        picture = drawn.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
         picture.save(HERE / f"{name}.jpg", "JPEG", **options)
         square = pixels(Image.open(HERE / f"{name}.jpg").convert("RGB"))
         transforms.functional.to_pil_image(square).save(HERE / f"{name}.png", optimize=True)
         with torch.no_grad():
             logits[name] = [round(value, 6) for value in forward(state, normalise(square)[None])[0].tolist()]
-    made_by = {"torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": Image.__version__}
+    made_by = {"torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__}
     text = json.dumps({"made_by": made_by, "logits": logits}, indent=1)
     (HERE / "logits.json").write_text(text + "\n", encoding="utf-8")
 
