@@ -317,10 +317,15 @@ def instrument(app: Starlette, metrics: ModelMetrics, metrics_dir: Optional[Path
         metrics_dir: where all workers have their files; None: this process is the only one, and has none.
     """
     page = None if metrics_dir is None else Page(metrics_dir)
+    if page is not None:
+        page.render()  # what this parses, the workers need not
 
     async def serve(request: Request) -> Response:
         counted = generate_latest(metrics.registry) if page is None else page.render()
-        return Response(counted + metrics.constants, headers={"Content-Type": CONTENT_TYPE})
+        # The next scrape comes over a new connection, which a worker accepts that has nothing else to do;
+        # over a kept one it would wait for its worker's predictions.
+        headers = {"Content-Type": CONTENT_TYPE, "Connection": "close"}
+        return Response(counted + metrics.constants, headers=headers)
 
     app.add_route("/metrics", serve)
     paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
