@@ -125,7 +125,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         inference.lap()
         likely_class, confidence = model.classify(pixels)
         inference.lap()
-        metrics.predict(pixels, likely_class, confidence)
+        metrics.predict(inference, pixels, likely_class, confidence)
         return {"filename": upload.filename, "content_type": upload.content_type, "likely_class": likely_class}
 
     instrument(app, metrics, settings.metrics_dir)

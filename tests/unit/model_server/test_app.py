@@ -1,7 +1,9 @@
 import asyncio
+import random
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 import httpx
@@ -12,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model_server.app import create_app
 from model_server.bundle import Manifest
-from model_server.monitoring import ModelMetrics
+from model_server.monitoring import Inference, ModelMetrics
 from model_server.reference import Reference
 from model_server.settings import Settings
 from model_server.upload import Reason
@@ -326,10 +328,29 @@ def test_of_predictions_in_close_order_some_are_sampled(classifier: FakeClassifi
     torch = pytest.importorskip("torch")
     metrics = ModelMetrics(MANIFEST, REFERENCE)
     for _ in range(500):
-        metrics.predict(torch.zeros(1, 3, 16, 16), "lemon", 0.9)
+        metrics.predict(Inference(), torch.zeros(1, 3, 16, 16), "lemon", 0.9)
     labels = {"feature": "predicted_class", "bin": "lemon"}
     assert metrics.registry.get_sample_value("predictions_total", {"class": "lemon"}) == 500
     assert 1 <= (metrics.registry.get_sample_value("feature_observations_total", labels) or 0) < 100
+
+
+def test_slow_predictions_are_not_sampled_more_often_than_others(
+    classifier: FakeClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    metrics = ModelMetrics(MANIFEST, REFERENCE)
+    pixels = torch.zeros(1, 3, 16, 16)
+    clock: Any = SimpleNamespace(now=1.0)
+    clock.perf_counter = lambda: clock.now
+    monkeypatch.setattr("model_server.monitoring.time", clock)
+    for seconds in random.choices([0.02, 0.002], k=5000):
+        inference = Inference()
+        clock.now += seconds
+        metrics.predict(inference, pixels, "apple" if seconds == 0.02 else "lemon", 0.9)
+    labels = [{"feature": "predicted_class", "bin": name} for name in ("apple", "lemon")]
+    slow, fast = (metrics.registry.get_sample_value("feature_observations_total", each) or 0 for each in labels)
+    assert slow + fast > 500
+    assert slow / (slow + fast) == pytest.approx(0.5, abs=0.1)
 
 
 def test_the_reference_page_has_every_metric_with_its_labels_and_a_query(

@@ -34,6 +34,8 @@ def serve(answer: Any, *requests: Tuple[str, str]) -> Series:
     """Send requests (method and path) through the middleware; return those counted, by method, path and status."""
     registry = CollectorRegistry()
     middleware = RequestMetrics(answer, {"/known"}, registry)
+    for metric in (middleware.request_count, middleware.request_time, middleware.requests_in_progress):
+        metric.clear()  # starlette_exporter keeps them for the whole process
 
     async def receive() -> Dict[str, Any]:
         return {"type": "http.request"}
