@@ -15,6 +15,7 @@ from prometheus_client import (
     generate_latest,
     multiprocess,
 )
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.parser import text_string_to_metric_families
 
 from model_server.exposition import MetricsFileError, Page
@@ -36,8 +37,16 @@ def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     workers = Workers(tmp_path)
     monkeypatch.setattr(prometheus_client.values, "ValueClass", workers.values)
+    opened: List[MmapedDict] = []
+
+    def open_file(name: str) -> MmapedDict:
+        opened.append(MmapedDict(name))  # type: ignore[no-untyped-call]
+        return opened[-1]
+
+    monkeypatch.setattr(prometheus_client.values, "MmapedDict", open_file)
     yield workers
-    workers.values.close_all_files()
+    for file in opened:
+        file.close()  # type: ignore[no-untyped-call]
 
 
 Families = Dict[str, Tuple[str, str, Dict[Tuple[str, Tuple[Tuple[str, str], ...]], float]]]
@@ -132,7 +141,9 @@ def test_the_gauges_of_a_lost_worker_go(workers: Workers) -> None:
 
 
 @pytest.mark.parametrize("after", [["PUT"], ["PUT", "GET"], ["OPTIONS"], ["GET", "PUT", "HEAD"]])
-def test_a_file_that_is_replaced_is_read_anew(workers: Workers, after: List[str]) -> None:
+def test_a_file_that_is_replaced_is_read_anew(
+    workers: Workers, after: List[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = Page(workers.directory)
     for slot in "01":
         workers.slot = slot
@@ -142,8 +153,9 @@ def test_a_file_that_is_replaced_is_read_anew(workers: Workers, after: List[str]
     assert_same(page, workers.directory)
     # Of the same length, and likely at the same inode: only what is in it tells that it is another.
     multiprocess.mark_process_dead(1)  # type: ignore[no-untyped-call]
-    workers.values.close_all_files()
-    workers.slot = "1"
+    replacement = Workers(workers.directory)
+    replacement.slot = "1"
+    monkeypatch.setattr(prometheus_client.values, "ValueClass", replacement.values)
     gauge = Gauge("running", "In progress", ["method"], multiprocess_mode="livesum", registry=None)
     for method in after:
         gauge.labels(method).inc(7)
