@@ -13,11 +13,11 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from model_server.app import create_app
-from model_server.bundle import Manifest
 from model_server.monitoring import Inference, ModelMetrics
 from model_server.reference import Reference
 from model_server.settings import Settings
 from model_server.upload import Reason
+from tests.unit.model_server.serving import Lemon
 
 ROOT = Path(__file__).resolve().parents[3]
 Encode = Callable[..., bytes]
@@ -43,16 +43,7 @@ class Client:
         return self.request("POST", path, **options)
 
 
-MANIFEST = Manifest(
-    name="fruits",
-    version="1.0",
-    architecture="none",
-    classes=("apple", "grapes", "lemon"),
-    input_size=16,
-    mean=(0, 0, 0),
-    std=(1, 1, 1),
-    weights_sha256="0" * 64,
-)
+MANIFEST = Lemon.manifest
 
 
 class FakeClassifier:

@@ -11,19 +11,8 @@ from model_server.drawings import draw_fruit
 
 torch = pytest.importorskip("torch")
 
-# The keys and shapes of the published fruit_classifier_state_dict.pt.
-PUBLISHED = {
-    "conv1.weight": (6, 3, 5, 5),
-    "conv1.bias": (6,),
-    "conv2.weight": (16, 6, 5, 5),
-    "conv2.bias": (16,),
-    "fc1.weight": (120, 18496),
-    "fc1.bias": (120,),
-    "fc2.weight": (84, 120),
-    "fc2.bias": (84,),
-    "fc3.weight": (3, 84),
-    "fc3.bias": (3,),
-}
+from tests.unit.model_server.torchvision_reference.make import published_weights  # noqa: E402
+
 FIELDS: Dict[str, Any] = {
     "name": "fruits",
     "version": "1.0",
@@ -33,11 +22,6 @@ FIELDS: Dict[str, Any] = {
     "mean": [0.485, 0.456, 0.406],
     "std": [0.229, 0.224, 0.225],
 }
-
-
-def published_weights() -> Dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(shape, generator=generator) * 0.05 for name, shape in PUBLISHED.items()}
 
 
 def make_bundle(path: Path, state: Any, **changes: Any) -> Bundle:

@@ -28,7 +28,8 @@ def test_every_pixel_is_torchvisions_within_one_level(picture: Path) -> None:
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda path: path.stem)
 def test_logits_are_torchvisions(picture: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from tests.unit.model_server.test_classifier import load, make_bundle, published_weights
+    from tests.unit.model_server.test_classifier import load, make_bundle
+    from tests.unit.model_server.torchvision_reference.make import published_weights
 
     classifier = load(make_bundle(tmp_path / "bundle", published_weights()))
     expected = torch.tensor(json.loads((REFERENCE / "logits.json").read_text())["logits"][picture.stem])

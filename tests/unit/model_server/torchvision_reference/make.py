@@ -13,10 +13,8 @@ from typing import Any, Dict, List, Tuple
 
 import PIL
 import torch
-import torchvision
 from PIL import Image
 from torch.nn import functional
-from torchvision import transforms
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[3]))
@@ -25,6 +23,7 @@ from model_server.drawings import FRUITS, draw_fruit  # noqa: E402
 
 SIZE = 150
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# The keys and shapes of the published fruit_classifier_state_dict.pt.
 SHAPES = {
     "conv1.weight": (6, 3, 5, 5),
     "conv1.bias": (6,),
@@ -60,7 +59,7 @@ PICTURES: List[Tuple[int, int, str, Dict[str, Any]]] = [
 ]
 
 
-def weights() -> Dict[str, torch.Tensor]:
+def published_weights() -> Dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {name: torch.randn(shape, generator=generator) * 0.05 for name, shape in SHAPES.items()}
 
@@ -75,9 +74,12 @@ def forward(state: Dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
+    import torchvision
+    from torchvision import transforms
+
     pixels = transforms.Compose([transforms.Resize(SIZE), transforms.CenterCrop(SIZE), transforms.ToTensor()])
     normalise = transforms.Normalize(MEAN, STD)
-    state = weights()
+    state = published_weights()
     logits = {}
     for number, (width, height, mode, options) in enumerate(PICTURES):
         fruit = list(FRUITS)[number % len(FRUITS)]
