@@ -72,7 +72,7 @@ def test_datasource_is_live(server: Machine, password: str) -> None:
     assert source["jsonData"]["timeInterval"] == "1s"
     assert answer.status_code == 200, answer.text
     jobs = sorted(series["metric"]["job"] for series in answer.json()["data"]["result"])
-    assert jobs == ["model_server", "node", "prometheus"]
+    assert jobs == ["alertmanager", "model_server", "node", "prometheus"]
 
 
 @pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)

@@ -93,7 +93,9 @@ def test_counters_sum_over_workers_and_never_fall(model_server: ModelServer, cli
     before = model_server.counters()
 
     with ThreadPoolExecutor(4) as threads, model_server.http(**fresh) as traffic:
-        answers = [threads.submit(predict, traffic, IMAGE) for _ in range(requests)]
+        # One image again and again would be drift.
+        images = [IMAGES[number % len(IMAGES)].read_bytes() for number in range(requests)]
+        answers = [threads.submit(predict, traffic, image) for image in images]
         scrapes = [before]
         while not all(answer.done() for answer in answers):
             scrapes.append(model_server.counters())

@@ -60,17 +60,16 @@ def running(load: Machine, prometheus: Prometheus) -> Iterator[Future[Run]]:
         return list(csv.DictReader(load.run("cat %s/run_%s.csv", folder, name).splitlines()))
 
     def run() -> Run:
-        before, predicted = counted(prometheus), prometheus.total("predictions_total")
+        before, predicted = settled(prometheus)
         locust = load.shell("nobody").run(COMMAND, folder)
-        time.sleep(3)  # the last answers are counted and scraped
-        after = counted(prometheus)
+        after, predicted_after = settled(prometheus)
         return Run(
             status=locust.rc,
             output=(locust.stdout + locust.stderr)[-5000:],
             summary=rows("stats"),
             history=[row for row in rows("stats_history") if row["Name"] == "Aggregated"],
             counted={key: after[key] - before.get(key, 0) for key in after},
-            predicted=prometheus.total("predictions_total") - predicted,
+            predicted=predicted_after - predicted,
         )
 
     with ThreadPoolExecutor(1) as executor:
@@ -83,13 +82,19 @@ def finished(running: Future[Run]) -> Run:
     return running.result(timeout=RUN_SECONDS + 60)
 
 
-def counted(prometheus: Prometheus) -> dict[tuple[str, str], float]:
-    """Return the requests that Prometheus knows of, by path and status, but scrapes and probes."""
+def settled(prometheus: Prometheus) -> tuple[dict[tuple[str, str], float], float]:
+    """Return the requests that Prometheus knows of, by path and status, but scrapes and probes, and the predictions.
+
+    Both of one moment, after the last answers are counted and scraped.
+    """
+    time.sleep(4)
+    moment = time.time() - 1
     query = 'sum by (path, status_code) (fastapi_requests_total{job="model_server", path=~"/|/predict"})'
-    return {
+    counted = {
         (series["metric"]["path"], series["metric"]["status_code"]): float(series["value"][1])
-        for series in prometheus.query(query)
+        for series in prometheus.query(query, at=moment)
     }
+    return counted, prometheus.total("predictions_total", at=moment)
 
 
 def test_every_panel_shows_data_during_the_load(running: Future[Run], prometheus: Prometheus) -> None:
