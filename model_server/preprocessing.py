@@ -1,7 +1,6 @@
 """From the bytes of an image to the square of pixels that the model sees."""
 
 from io import BytesIO
-from typing import Optional
 
 from PIL import Image
 
@@ -20,14 +19,12 @@ class ImageTooLargeError(ValueError):
     """An image of more pixels than allowed; the message gives its size and the limit."""
 
 
-def decode(data: bytes, max_pixels: int, enough: Optional[int] = None) -> Image.Image:
+def decode(data: bytes, max_pixels: int) -> Image.Image:
     """Decode an image of any mode to RGB. The first frame counts, transparency is dropped.
 
     Args:
         data: a whole JPEG, PNG, WebP, GIF, BMP or TIFF file.
         max_pixels: the largest width × height accepted.
-        enough: pixels that each side needs; a JPEG of more is decoded at 1/2, 1/4 or 1/8 of its size,
-            which is faster, and close to what scaling the whole would give. None: every pixel is decoded.
 
     Raises:
         ImageTooLargeError: the image has more than `max_pixels`; nothing was decoded.
@@ -37,8 +34,6 @@ def decode(data: bytes, max_pixels: int, enough: Optional[int] = None) -> Image.
         image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
         width, height = image.size
         if width * height <= max_pixels:
-            if enough is not None:
-                image.draft(None, (enough, enough))
             return _to_rgb(image)
     except Exception as error:  # on hostile bytes decoders raise nearly anything, and all of it means this
         raise UndecodableImageError(str(error)) from error

@@ -89,3 +89,16 @@ virtual_environment() { # DIRECTORY PYTHON LOCK...
   "$directory/bin/python" -m pip install --disable-pip-version-check --no-compile --require-hashes "${arguments[@]}"
   echo "$stamp" >"$directory/.stamp"
 }
+
+# The version that the role takes, as a CPU wheel: from where pip is configured to look, else from PyTorch's index.
+install_torch() {
+  local version
+  version=$(sed -n "s/.*get(__model_server_python_version, '\([0-9.]*\)').*/\1/p" roles/model_server/vars/main.yml)
+  [ -n "$version" ] || { echo "no torch version in roles/model_server/vars/main.yml"; return 1; }
+  python -m pip install --disable-pip-version-check --no-compile --no-deps --no-index "torch==$version" ||
+    python -m pip install --disable-pip-version-check --no-compile --no-deps --timeout 10 --retries 1 \
+      --index-url https://download.pytorch.org/whl/cpu "torch==$version"
+}
+torch_installed() {
+  python -c 'import torch' 2>/dev/null || step "torch (CPU) is installed into .venv" install_torch
+}
