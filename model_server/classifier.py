@@ -2,19 +2,23 @@
 
 import io
 import pickle
-from typing import Any, Dict, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, NamedTuple, Tuple
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 from model_server.architectures import ARCHITECTURES
 from model_server.bundle import MANIFEST, WEIGHTS, Bundle, BundleError
-from model_server.preprocessing import resize_and_crop
+from model_server.preprocessing import resize_and_crop, scale_and_crop
 
 # One thread per worker: OpenMP threads of several workers spin against each other on the same cores.
 # Set before any forward pass, so that no thread pool exists that a fork could lose.
 torch.set_num_threads(1)
+
+# Releases before 2.1 scale floats only, and more slowly than Pillow.
+RESIZES_BYTES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 1)
 
 
 class Classification(NamedTuple):
@@ -51,15 +55,25 @@ class Classifier:
         model = ARCHITECTURES[manifest.architecture](len(manifest.classes), manifest.input_size)
         model.load_state_dict(_load_weights(bundle, model.state_dict()))
         model.eval().requires_grad_(False)
-        _fold_normalisation(model.conv1, manifest.mean, manifest.std)
+        model.prepare_for_inference(manifest.mean, manifest.std)
         # The bytes of a PIL image are in this order already, and convolutions are faster in it.
         self._model = model.to(memory_format=torch.channels_last)
         self.classify(self.preprocess(Image.new("RGB", (self._size, self._size))))
         self.ready = True
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """Return what the model sees of an RGB image of any size: see `to_tensor`, with W = H = `input_size`."""
-        return to_tensor(resize_and_crop(image, self._size))
+        """Return what the model sees of an RGB image of any size: float32 of shape (1, 3, input_size, input_size).
+
+        Values are 0..255, whole numbers, channels last in memory: the pixels of `preprocessing.resize_and_crop`,
+        here and there one level off, in half of its time.
+        """
+        if not RESIZES_BYTES:
+            return to_tensor(resize_and_crop(image, self._size)).float()
+        scaled_width, scaled_height, left, top = scale_and_crop(image.width, image.height, self._size)
+        scaled = functional.interpolate(
+            to_tensor(image), (scaled_height, scaled_width), mode="bilinear", antialias=True, align_corners=False
+        )
+        return scaled[:, :, top : top + self._size, left : left + self._size].float()
 
     def classify(self, pixels: Tensor) -> Classification:
         """Name the class of a preprocessed image."""
@@ -75,22 +89,9 @@ class Classifier:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Return an RGB image of W×H pixels as float32 of shape (1, 3, H, W), values 0..255, channels last in memory."""
+    """Return an RGB image of W×H pixels as uint8 of shape (1, 3, H, W), channels last in memory."""
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(1, image.height, image.width, 3).permute(0, 3, 1, 2).float()
-
-
-def _fold_normalisation(conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Let the first convolution take pixels of 0..255 instead of (pixel / 255 - mean) / std.
-
-    Exact because the convolution has no padding, whose zeros would be shifted as well:
-    w·(x/255 - m)/s + b = (w/(255·s))·x + (b - Σ w·m/s).
-    """
-    weight, bias = conv.weight.double(), conv.bias.double()
-    means = torch.tensor(mean, dtype=torch.float64).view(1, 3, 1, 1)
-    scaled = weight / torch.tensor(std, dtype=torch.float64).view(1, 3, 1, 1)
-    conv.bias = nn.Parameter((bias - (scaled * means).sum(dim=(1, 2, 3))).float(), requires_grad=False)
-    conv.weight = nn.Parameter((scaled / 255).float(), requires_grad=False)
+    return pixels.view(1, image.height, image.width, 3).permute(0, 3, 1, 2)
 
 
 def _load_weights(bundle: Bundle, expected: Dict[str, Tensor]) -> Dict[str, Tensor]:

