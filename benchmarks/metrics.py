@@ -159,7 +159,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.metrics",
         description="Measure what the metrics cost: a request's CPU time with and without them, and scrapes "
-        f"of {WORKERS} workers under {RATE} requests/s. Takes about three minutes.",
+        f"of {WORKERS} workers under {RATE} requests/s. Takes about four minutes.",
     )
     parser.add_argument(
         "--bundle", type=Path, default=BUNDLE, help="trained first, if it is not there (default: %(default)s)"

@@ -6,6 +6,7 @@ Here they carry the worker's slot (0, 1, ...): a replacement takes the free slot
 files and counts on from there. Nothing doubles, vanishes or grows, however many workers come and go.
 """
 
+import math
 import os
 import random
 import tempfile
@@ -143,7 +144,7 @@ class Inference:
     the processor's caches hold no metrics any more.
 
     Attributes:
-        begun: moment of the performance counter, in seconds.
+        received: moment of the performance counter, in seconds, when the body had come and been read.
         size: of the image file, in bytes.
         pixels: width × height of the decoded image.
         stages: seconds spent in those that came to an end.
@@ -153,13 +154,17 @@ class Inference:
         self.size: Optional[int] = None
         self.pixels: Optional[int] = None
         self.stages: List[float] = []
-        self.begun = self._lap_begun = time.perf_counter()
+        self._begun = self._lap_begun = time.perf_counter()
 
     def lap(self) -> None:
         """End a stage; the next one begins."""
         now = time.perf_counter()
         self.stages.append(now - self._lap_begun)
         self._lap_begun = now
+
+    @property
+    def received(self) -> float:
+        return self._begun + self.stages[0]
 
 
 class ModelMetrics:
@@ -224,19 +229,22 @@ class ModelMetrics:
 
     def predict(self, inference: Inference, pixels: "Tensor", likely_class: str, confidence: float) -> None:
         """Record a prediction: what the model saw, and what it said."""
+        if math.isnan(confidence):  # of a broken model; in the histogram's sum it would stay for good
+            confidence = 0.0
         count, confidences = self._classes[likely_class]
         count.inc()
         confidences.observe(confidence)
         if self._features is not None:
-            self._features.observe(inference.begun, pixels, likely_class, confidence)
+            self._features.observe(inference.received, pixels, likely_class, confidence)
 
 
 class _FeatureMetrics:
     """Counts the features of predictions by the bins of the reference.
 
     To measure a prediction costs 2 % of it. So while predictions come fast, a sample of them is measured: the first
-    that begins after each of some chance moments, `SAMPLE_INTERVAL` apart on average. Not the first that ends
-    after it: large images, which take longer, would be among those more often than they are sent.
+    that is decoded after each of some chance moments, `SAMPLE_INTERVAL` apart on average. Not the first that ends
+    after it: large images, which take longer, would be among those more often than they are sent. Nor the first
+    that begins to arrive: slow uploads would hardly ever be.
     """
 
     def __init__(self, reference: Reference, registry: CollectorRegistry) -> None:
@@ -257,8 +265,8 @@ class _FeatureMetrics:
             for bin_ in ratios
         }
 
-    def observe(self, begun: float, pixels: "Tensor", likely_class: str, confidence: float) -> None:
-        if begun < self._due:
+    def observe(self, received: float, pixels: "Tensor", likely_class: str, confidence: float) -> None:
+        if received < self._due:
             return
         self._due = time.perf_counter() + random.uniform(0, 2 * SAMPLE_INTERVAL)
         for feature, value in zip(NUMBERS, (*self._measure(pixels), confidence)):

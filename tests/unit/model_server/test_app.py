@@ -315,33 +315,72 @@ def test_features_are_counted_in_the_bins_of_the_reference(classifier: FakeClass
     }
 
 
-def test_of_predictions_in_close_order_some_are_sampled(classifier: FakeClassifier) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    clock: Any = SimpleNamespace(now=1.0, time=time.time)
+    clock.perf_counter = lambda: clock.now
+    monkeypatch.setattr("model_server.monitoring.time", clock)
+    random.seed(0)
+    return clock
+
+
+def sampled(metrics: ModelMetrics) -> Dict[str, float]:
+    """Return how many predictions of each class were observed for drift."""
+    name, labels = "feature_observations_total", {"feature": "predicted_class"}
+    return {each: metrics.registry.get_sample_value(name, {**labels, "bin": each}) or 0 for each in MANIFEST.classes}
+
+
+def test_of_predictions_in_close_order_some_are_sampled(clock: Any) -> None:
     torch = pytest.importorskip("torch")
     metrics = ModelMetrics(MANIFEST, REFERENCE)
     for _ in range(500):
-        metrics.predict(Inference(), torch.zeros(1, 3, 16, 16), "lemon", 0.9)
-    labels = {"feature": "predicted_class", "bin": "lemon"}
+        inference = Inference()
+        inference.lap()
+        clock.now += 0.005
+        metrics.predict(inference, torch.zeros(1, 3, 16, 16), "lemon", 0.9)
     assert metrics.registry.get_sample_value("predictions_total", {"class": "lemon"}) == 500
-    assert 1 <= (metrics.registry.get_sample_value("feature_observations_total", labels) or 0) < 100
+    assert 15 <= sampled(metrics)["lemon"] <= 40, "ten a second, of 2.5 seconds"
 
 
-def test_slow_predictions_are_not_sampled_more_often_than_others(
-    classifier: FakeClassifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_predictions_are_not_sampled_more_often_than_others(clock: Any) -> None:
     torch = pytest.importorskip("torch")
     metrics = ModelMetrics(MANIFEST, REFERENCE)
-    pixels = torch.zeros(1, 3, 16, 16)
-    clock: Any = SimpleNamespace(now=1.0)
-    clock.perf_counter = lambda: clock.now
-    monkeypatch.setattr("model_server.monitoring.time", clock)
-    for seconds in random.choices([0.02, 0.002], k=5000):
+    for seconds in random.choices([0.02, 0.002], k=10_000):
         inference = Inference()
+        inference.lap()
         clock.now += seconds
-        metrics.predict(inference, pixels, "apple" if seconds == 0.02 else "lemon", 0.9)
-    labels = [{"feature": "predicted_class", "bin": name} for name in ("apple", "lemon")]
-    slow, fast = (metrics.registry.get_sample_value("feature_observations_total", each) or 0 for each in labels)
+        metrics.predict(inference, torch.zeros(1, 3, 16, 16), "apple" if seconds == 0.02 else "lemon", 0.9)
+    slow, fast = sampled(metrics)["apple"], sampled(metrics)["lemon"]
     assert slow + fast > 500
     assert slow / (slow + fast) == pytest.approx(0.5, abs=0.1)
+
+
+def test_slow_uploads_are_sampled_as_often_as_others(clock: Any) -> None:
+    torch = pytest.importorskip("torch")
+    metrics = ModelMetrics(MANIFEST, REFERENCE)
+    arriving: List[Inference] = []
+    for slow in random.choices([True, False], k=20_000):
+        inference = Inference()
+        if slow:
+            arriving.append(inference)
+            if len(arriving) < 40:
+                continue
+            inference = arriving.pop(0)
+        inference.lap()
+        clock.now += 0.005
+        metrics.predict(inference, torch.zeros(1, 3, 16, 16), "apple" if slow else "lemon", 0.9)
+    slow_ones, fast_ones = sampled(metrics)["apple"], sampled(metrics)["lemon"]
+    assert slow_ones + fast_ones > 500
+    assert slow_ones / (slow_ones + fast_ones) == pytest.approx(0.5, abs=0.1)
+
+
+def test_confidence_of_a_broken_model_leaves_the_histogram_whole() -> None:
+    metrics = ModelMetrics(MANIFEST, None)
+    inference = Inference()
+    inference.lap()
+    metrics.predict(inference, None, "lemon", float("nan"))
+    assert metrics.registry.get_sample_value("prediction_confidence_sum", {"class": "lemon"}) == 0
+    assert metrics.registry.get_sample_value("prediction_confidence_count", {"class": "lemon"}) == 1
 
 
 def test_the_reference_page_has_every_metric_with_its_labels_and_a_query(
