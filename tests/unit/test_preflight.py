@@ -97,7 +97,10 @@ WRONG: Dict[str, Dict[str, Any]] = {
     "prometheus": {
         "no_port": ({"prometheus_port": 0}, "prometheus_port is '0'; set it to a port from 1 to 65535."),
         "two_units": ({"prometheus_scrape_interval": "1m30s"}, "set it to one number and one unit, such as 1s."),
-        "slow_scrape": ({"prometheus_scrape_interval": "1m"}, "is 1m, too long for rules that look back over a minute;"),
+        "slow_scrape": (
+            {"prometheus_scrape_interval": "1m"},
+            "is 1m, too long for rules that look back over a minute;",
+        ),
         "no_unit": ({"prometheus_retention_time": 15}, "prometheus_retention_time is '15'; set it to one number and"),
         "list_of_targets": ({"prometheus_targets": ["a:1"]}, "prometheus_targets is not a mapping; set it to one from"),
         "own_job": ({"prometheus_targets": {"prometheus": []}}, "has the job prometheus, which cannot be used;"),
