@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 
 from model_server.bundle import BundleError, Manifest, read_bundle
 from model_server.monitoring import Inference, ModelMetrics, check_metrics_dir, instrument
-from model_server.preprocessing import ImageTooLargeError, UndecodableImageError, decode
+from model_server.preprocessing import ImageTooLargeError, UndecodableImageError, load, open_image
 from model_server.reference import Reference
 from model_server.settings import Settings, SettingsError, read_settings
 from model_server.upload import FIELD, Reason, RejectedInputError, Upload, read_upload
@@ -81,7 +81,8 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         classifier = Classifier(bundle)
     model = classifier
 
-    metrics = ModelMetrics(model.manifest, model.reference)
+    fast_for = model.manifest.input_size if settings.decoding == "fast" else None
+    metrics = ModelMetrics(model.manifest, model.reference, settings.release)
     app = FastAPI(title="Model server", description="Classifies images and counts what it does.")
 
     @app.get("/")
@@ -119,7 +120,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         inference.lap()
         if settings.fault_injection and upload.content_type.startswith("fake_server_error/"):
             raise HTTPException(500, "Simulated server error.")
-        image = read_image(upload, inference, settings.max_image_pixels)
+        image = read_image(upload, inference, settings.max_image_pixels, fast_for)
         inference.lap()
         pixels = model.preprocess(image)
         inference.lap()
@@ -132,8 +133,8 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
     return app
 
 
-def read_image(upload: Upload, inference: Inference, max_pixels: int) -> Image.Image:
-    """Decode an upload, and note its sizes.
+def read_image(upload: Upload, inference: Inference, max_pixels: int, fast_for: Optional[int]) -> Image.Image:
+    """Decode an upload, and note its sizes: those that it was sent with, even when `fast_for` reduces its scale.
 
     Raises:
         RejectedInputError: it is no image, or one that cannot be decoded or is too large.
@@ -145,7 +146,9 @@ def read_image(upload: Upload, inference: Inference, max_pixels: int) -> Image.I
         raise RejectedInputError(400, Reason.EMPTY, f"{name} is empty.")
     inference.size = len(upload.data)
     try:
-        image = decode(upload.data, max_pixels)
+        image = open_image(upload.data, max_pixels)
+        pixels = image.width * image.height
+        image = load(image, fast_for)
     except ImageTooLargeError as error:
         raise RejectedInputError(413, Reason.IMAGE_TOO_LARGE, f"{name} is too large: {error}.") from error
     except UndecodableImageError as error:
@@ -153,7 +156,7 @@ def read_image(upload: Upload, inference: Inference, max_pixels: int) -> Image.I
         raise RejectedInputError(
             400, Reason.UNDECODABLE, f"{name} cannot be decoded as an image: {problem}."
         ) from error
-    inference.pixels = image.width * image.height
+    inference.pixels = pixels
     return image
 
 

@@ -3,20 +3,27 @@
 prometheus_client keeps each process's metrics in files of its own, and `exposition` adds the files up on a
 scrape. By default the files carry the process id, so that every replaced worker leaves files behind for good.
 Here they carry the worker's slot (0, 1, ...): a replacement takes the free slot, opens its predecessor's
-files and counts on from there. Nothing doubles, vanishes or grows, however many workers come and go.
+files and counts on from there. Nothing doubles, vanishes or grows, however many workers come and go, and also
+while two masters hand over to each other.
 """
 
+import contextlib
+import errno
+import fcntl
+import logging
 import math
+import mmap
 import os
 import random
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Collection, Dict, Iterable, List, Optional, Tuple
+from typing import TYPE_CHECKING, Collection, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import prometheus_client.values
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -34,14 +41,70 @@ from model_server.upload import Reason
 if TYPE_CHECKING:  # the import of torch takes seconds
     from torch import Tensor
 
-_slot = "master"
+_process = "master"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+GROWTH = 1 << 16  # bytes; prometheus_client begins with so many, too
+
+log = logging.getLogger("gunicorn.error")
 
 
 def _identify() -> str:
-    return _slot
+    return _process
+
+
+class MetricsFile(MmapedDict):
+    """prometheus_client's, on a disk that may fill up.
+
+    That one makes its files of holes, and a hole for which there is no space ends the process that writes to it.
+    Here the space is taken first. Where there is none, the process counts on in memory, and the page shows what
+    the file held.
+    """
+
+    _told = False
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        try:
+            with open(filename, "ab") as file:
+                _reserve(file.fileno(), max(GROWTH, file.tell()))
+            super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self._tell(filename, error)
+            super().__init__(_in_memory())  # type: ignore[no-untyped-call]
+
+    def _init_value(self, key: str) -> None:
+        if self._used + len(key.encode()) + 40 > self._capacity:  # with length, padding, value and time
+            try:
+                _reserve(self._f.fileno(), 2 * self._capacity)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                self._tell(self._fname, error)
+                known = bytes(self._m)
+                self._f = open(_in_memory(), "a+b")  # noqa: SIM115 - stays open
+                self._f.write(known)
+                self._f.flush()
+                self._m = mmap.mmap(self._f.fileno(), self._capacity)
+        super()._init_value(key)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _tell(cls, filename: str, error: OSError) -> None:
+        if not cls._told:
+            cls._told = True
+            log.error("%s cannot grow: %s; metrics of this worker are not shown.", filename, error.strerror)
+
+
+def _reserve(file: int, size: int) -> None:
+    os.posix_fallocate(file, 0, size)
+
+
+def _in_memory() -> str:
+    return f"/proc/self/fd/{os.memfd_create('metrics')}"
 
 
 if METRICS_DIR in os.environ:  # prometheus_client decides by the same test, at its import
+    prometheus_client.values.MmapedDict = MetricsFile  # type: ignore[attr-defined]
     prometheus_client.values.ValueClass = prometheus_client.values.MultiProcessValue(_identify)  # type: ignore[no-untyped-call]
 
 STAGES = ("read", "decode", "preprocess", "forward")  # in the order of a request
@@ -49,15 +112,84 @@ SAMPLE_INTERVAL = 0.1  # seconds, in each worker
 APP_NAME = "fastapi"
 
 
-def take_slot(slot: int) -> None:
+class Slot:
+    """A worker's place in the metrics, its own as long as it lives.
+
+    Held by a lock that the kernel lets go of when the last process is gone that has the file open: a lost master's
+    successor knows by it which slots living workers have.
+    """
+
+    def __init__(self, number: int, lock: Optional[int]) -> None:
+        self.number = number
+        self._lock = lock
+
+    @classmethod
+    def claim(cls, metrics_dir: Optional[Path], taken: Collection[int]) -> "Slot":
+        """Take the lowest slot that is not one of `taken` and that no other process has."""
+        number = 0
+        while True:
+            if number not in taken:
+                try:
+                    lock = None if metrics_dir is None else _lock(metrics_dir, number)
+                    break
+                except BlockingIOError:
+                    pass
+                except OSError as error:
+                    log.error("Slot %d of the metrics cannot be locked: %s.", number, error.strerror)
+                    lock = None
+                    break
+            number += 1
+        slot = cls(number, lock)
+        slot.release()
+        return slot
+
+    def release(self) -> None:
+        """Forget what was in progress; counters stay."""
+        multiprocess.mark_process_dead(self.number)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Leave the slot to the other processes that have it, if there are any."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _lock(metrics_dir: Path, number: int) -> int:
+    lock = os.open(str(metrics_dir / f"{number}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
+
+
+def take_slot(slot: Slot) -> None:
     """Count in the given slot from now on; to be called in a worker, right after the fork."""
-    global _slot  # noqa: PLW0603 - the identity of this process
-    _slot = str(slot)
+    global _process  # noqa: PLW0603 - the identity of this process
+    _process = str(slot.number)
 
 
-def release_slot(slot: int) -> None:
-    """Forget what was in progress in a slot whose worker is gone; its counters stay."""
-    multiprocess.mark_process_dead(slot)  # type: ignore[no-untyped-call]
+def release_free_slots(metrics_dir: Optional[Path]) -> None:
+    """Forget what was in progress in the slots that no living worker has."""
+    for path in [] if metrics_dir is None else sorted(metrics_dir.glob("*.lock")):
+        with contextlib.suppress(BlockingIOError):
+            slot = Slot(int(path.stem), _lock(path.parent, int(path.stem)))
+            slot.release()
+            slot.close()
+
+
+@contextlib.contextmanager
+def uncounted(metrics_dir: Optional[Path]) -> Iterator[None]:
+    """Let requests of the server to itself leave no trace."""
+    global _process  # noqa: PLW0603 - the identity of this process
+    before, _process = _process, f"check{os.getpid()}"
+    try:
+        yield
+    finally:
+        for path in [] if metrics_dir is None else metrics_dir.glob(f"*_{_process}.db"):
+            path.unlink()
+        _process = before
 
 
 def check_metrics_dir(metrics_dir: Optional[Path]) -> None:
@@ -72,6 +204,8 @@ def check_metrics_dir(metrics_dir: Optional[Path]) -> None:
         with tempfile.TemporaryFile(dir=str(metrics_dir)):
             pass
     except OSError as error:
+        if error.errno in FULL:  # no reason not to serve; the metrics tell it themselves
+            return
         problem = f"where no file can be written: {error.strerror}"
         raise SettingsError(f"{METRICS_DIR} is {str(metrics_dir)!r}, {problem}.") from None
 
@@ -177,9 +311,9 @@ class ModelMetrics:
         constants: lines of the page /metrics that never change.
     """
 
-    def __init__(self, manifest: Manifest, reference: Optional[Reference]) -> None:
+    def __init__(self, manifest: Manifest, reference: Optional[Reference], release: str = "") -> None:
         self.registry = CollectorRegistry()
-        self.constants = generate_latest(_Constants(manifest, reference))
+        self.constants = generate_latest(_Constants(manifest, reference, release))
         predictions = Counter("predictions", "Predictions made, by class", ["class"], registry=self.registry)
         confidence = Histogram(
             "prediction_confidence",
@@ -277,8 +411,8 @@ class _FeatureMetrics:
 class _Constants(Collector):
     """What never changes while a model is served, and so needs no place in the files of every worker."""
 
-    def __init__(self, manifest: Manifest, reference: Optional[Reference]) -> None:
-        self._manifest, self._reference = manifest, reference
+    def __init__(self, manifest: Manifest, reference: Optional[Reference], release: str) -> None:
+        self._manifest, self._reference, self._release = manifest, reference, release
         self._loaded = time.time()
 
     def collect(self) -> Iterable[Metric]:
@@ -288,6 +422,7 @@ class _Constants(Collector):
             "version": manifest.version,
             "architecture": manifest.architecture,
             "sha256": manifest.weights_sha256,
+            "release": self._release,
         }
         info = GaugeMetricFamily("model_info", "The model that answers", labels=tuple(labels))
         info.add_metric(list(labels.values()), 1)

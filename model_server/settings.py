@@ -3,7 +3,7 @@
 import difflib
 import os
 from pathlib import Path
-from typing import Optional
+from typing import Literal, Optional
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     fault_injection: bool = Field(False, description="answer 500 to the content type fake_server_error/*")
     max_body_bytes: int = Field(20 * 1024 * 1024, ge=1, description="a larger request body is refused (413)")
     max_image_pixels: int = Field(50_000_000, ge=1, description="an image of more pixels is refused (413)")
+    decoding: Literal["exact", "fast"] = Field("exact", description="fast: large JPEGs are decoded at a reduced scale")
+    release: str = Field("", description="name of the release, for the metrics")
+    runtime_dir: Optional[Path] = Field(None, description="directory of the service while it runs, for handovers")
     metrics_dir: Optional[Path] = Field(None, validation_alias=METRICS_DIR, description="shared by all workers")
 
 

@@ -1,0 +1,164 @@
+"""Hands the socket over to a new gunicorn without losing a request: `systemctl reload model-server`.
+
+systemd runs this with the environment and the release that a start would have now. gunicorn's master, told by
+SIGUSR2, starts the new one as its child (`prepare_successor`), which inherits the socket, loads the model and checks
+itself. Once its workers serve it is the service's main process, and the old one is told to stop.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, NoReturn, Optional
+
+from model_server.serving import Place
+from model_server.settings import SettingsError, read_settings
+
+ORDER = "handover.json"  # what the successor is to be
+SUCCESSOR = "successor"  # its process id, as the target of a symbolic link
+LISTEN_FDS_START = 3
+FORK_SECONDS = 10
+POLL = 0.02  # seconds
+
+
+class HandoverError(RuntimeError):
+    """A handover that did not come about; the old server goes on. The message is one sentence."""
+
+
+def prepare_successor(server: Any, runtime_dir: Optional[Path]) -> None:
+    """Make the child of a master, which is about to execute gunicorn anew, execute what `ORDER` says.
+
+    Args:
+        server: gunicorn's arbiter in that child. It must not return to the arbiter's loop, where it would stop the
+            workers of its parent: on any error it ends.
+        runtime_dir: has the order.
+    """
+    try:
+        if runtime_dir is None:
+            raise HandoverError("MODEL_SERVER_RUNTIME_DIR is not set.")
+        order = runtime_dir / ORDER
+        python, environment = json.loads(order.read_text(encoding="utf-8"))
+        order.unlink()
+        # gunicorn has moved systemd's sockets to other descriptors, but says that they are where they were.
+        spare = [fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD_CLOEXEC, 100) for listener in server.LISTENERS]
+        if server.systemd:
+            for number, descriptor in enumerate(spare):
+                os.dup2(descriptor, LISTEN_FDS_START + number)
+        server.cfg.env_orig = environment
+        server.START_CTX = {0: python, "args": [python, "-m", "gunicorn", *sys.argv[1:]], "cwd": "/"}
+        os.symlink(str(os.getpid()), str(runtime_dir / SUCCESSOR))
+    except Exception as error:
+        server.log.error("The handover failed: %s", error)
+        os._exit(1)
+
+
+def hand_over(master: int, runtime_dir: Path, on_taken_over: Callable[[int], None]) -> int:
+    """Let a new gunicorn take the place of a running one; return its process id when the old one is gone.
+
+    Args:
+        master: process id of the running one.
+        runtime_dir: of both.
+        on_taken_over: called with the process id of the new one once its workers serve, before the old one stops.
+
+    Raises:
+        HandoverError: the new one did not start; nothing has changed.
+    """
+    place, link = Place(runtime_dir), runtime_dir / SUCCESSOR
+    _end(_process_in(link))  # of a handover that was interrupted
+    _remove(link)
+    python = Path(sys.prefix).resolve() / "bin" / Path(sys.executable).name  # not through a link that moves
+    order = runtime_dir / ORDER
+    _remove(order)
+    with os.fdopen(os.open(str(order), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        json.dump([str(python), {key: value for key, value in os.environ.items() if key != "MAINPID"}], file)
+    try:
+        os.kill(master, signal.SIGUSR2)
+        successor = _wait_for_successor(master, link)
+        while place.holder() != successor:
+            if not _is_alive(successor):
+                raise HandoverError("the new server did not start, and the old one goes on; the lines above say why.")
+            time.sleep(POLL)
+    except BaseException:  # also when systemd's patience ends
+        _end(_process_in(link))
+        raise
+    finally:
+        _remove(order)
+        _remove(link)
+    on_taken_over(successor)
+    os.kill(master, signal.SIGTERM)
+    while _is_alive(master):
+        time.sleep(POLL)
+    return successor
+
+
+def _wait_for_successor(master: int, link: Path) -> int:
+    deadline = time.monotonic() + FORK_SECONDS
+    while _is_alive(master) and time.monotonic() < deadline:
+        successor = _process_in(link)
+        if successor is not None:
+            return successor
+        time.sleep(POLL)
+    raise HandoverError("gunicorn did not start a successor; systemctl restart model-server starts anew.")
+
+
+def _process_in(link: Path) -> Optional[int]:
+    try:
+        return int(os.readlink(str(link)))
+    except (OSError, ValueError):
+        return None
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
+
+
+def _end(process: Optional[int]) -> None:
+    if process is None:
+        return
+    try:
+        os.kill(process, signal.SIGTERM)
+        while _is_alive(process):
+            time.sleep(POLL)
+    except ProcessLookupError:
+        pass
+
+
+def main() -> None:
+    """Run as the unit's ExecReload."""
+
+    def stop(signum: int, frame: Any) -> NoReturn:
+        raise HandoverError("it took longer than the unit's TimeoutStartSec; the old server goes on.")
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        settings = read_settings()
+        if settings.runtime_dir is None or not os.environ.get("MAINPID", "").isdigit():
+            raise HandoverError("this is for systemd alone; run systemctl reload model-server.")
+        hand_over(int(os.environ["MAINPID"]), settings.runtime_dir, _tell_systemd)
+    except (HandoverError, SettingsError) as error:
+        sys.exit(f"model server: handover: {error}")
+
+
+def _tell_systemd(successor: int) -> None:
+    import logging  # noqa: PLC0415
+
+    from gunicorn.systemd import sd_notify  # noqa: PLC0415
+
+    sd_notify(f"MAINPID={successor}", logging.getLogger("gunicorn.error"))
+
+
+if __name__ == "__main__":
+    main()

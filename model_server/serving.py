@@ -1,0 +1,245 @@
+"""How a worker takes connections, and how it lets go of them.
+
+uvicorn would accept every connection that waits at once, so that of many clients which connect in one moment a
+single worker gets nearly all, and keeps them. And it would cut idle connections when it ends, on which a request
+may be on its way.
+"""
+
+import asyncio
+import contextlib
+import logging
+import mmap
+import os
+import select
+import socket
+import time
+from pathlib import Path
+from typing import Any, Callable, List, Optional, Set
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+SPIN = 0.002  # seconds that a burst of connections is shared out within one turn of the event loop
+PATIENCE = 0.02  # seconds that a connection is left to workers that have fewer
+PAUSE = 0.002  # seconds between two looks at a connection that is left to others
+EXHAUSTED = 1.0  # seconds before the next try, when there are no file descriptors left
+DRAIN = 5.0  # seconds that idle connections have for one more request, while a successor takes the new ones
+ORPHANED = 60.0  # seconds that a worker goes on after its master was lost, if no other takes over
+ABSENT = -1
+
+log = logging.getLogger("gunicorn.error")
+
+
+class Shares:
+    """How many connections each worker has, in memory that a master shares with its workers."""
+
+    def __init__(self, slots: int) -> None:
+        """Make room for workers in the slots 0 to `slots` - 1; others are not counted."""
+        self._counts = memoryview(mmap.mmap(-1, 4 * slots)).cast("i")
+        for slot in range(slots):
+            self._counts[slot] = ABSENT
+
+    def set(self, slot: int, connections: int) -> None:
+        if slot < len(self._counts):
+            self._counts[slot] = connections
+
+    def remove(self, slot: int) -> None:
+        """Let nothing more be left to the worker of this slot."""
+        self.set(slot, ABSENT)
+
+    def least(self) -> int:
+        """Return the fewest connections that a worker has."""
+        return min((count for count in self._counts if count != ABSENT), default=0)
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's, with word of its end."""
+
+    def __init__(self, lost: Callable[[], None], *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._lost = lost
+
+    def connection_lost(self, exc: Optional[Exception]) -> None:
+        super().connection_lost(exc)
+        self._lost()
+
+
+class Listener:
+    """Accepts the connections of a socket that several workers listen on, as many as the others do.
+
+    A worker that has more than its share leaves a connection to the others. After `PATIENCE` it takes it all the
+    same: they may be busy, or hang.
+    """
+
+    def __init__(
+        self, sock: socket.socket, connect: Callable[[Callable[[], None]], Connection], shares: Shares, slot: int
+    ) -> None:
+        """Begin to accept; to be called in the event loop.
+
+        Args:
+            sock: listens, and does not block.
+            connect: makes the protocol of a connection, from what it is to call in the end.
+            shares: of all workers.
+            slot: this worker's.
+        """
+        self._sock, self._connect, self._shares, self._slot = sock, connect, shares, slot
+        self._loop = asyncio.get_running_loop()
+        self._waiting = select.poll()
+        self._waiting.register(sock.fileno(), select.POLLIN)
+        self._closed = False
+        self._connections = 0
+        self._left_since: Optional[float] = None
+        self._arriving: Set[asyncio.Task[Any]] = set()
+        self._resumed: Optional[asyncio.TimerHandle] = None
+        self._count(0)
+        self._loop.add_reader(sock.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Accept no more."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._sock.fileno())
+        if self._resumed is not None:
+            self._resumed.cancel()
+        self._shares.remove(self._slot)
+
+    async def wait_closed(self) -> None:
+        """Return at once: a closed listener has nothing left to do."""
+
+    def _count(self, change: int) -> None:
+        self._connections += change
+        if not self._closed:
+            self._shares.set(self._slot, self._connections)
+
+    def _accept(self) -> None:
+        spin_until = time.monotonic() + SPIN
+        while self._waiting.poll(0):
+            if self._is_for_others():
+                if time.monotonic() > spin_until:
+                    self._pause(PAUSE)
+                    return
+                time.sleep(SPIN / 20)
+                continue
+            self._left_since = None
+            try:
+                connection, _ = self._sock.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                continue
+            except OSError as error:
+                log.error("No connection can be accepted: %s.", error.strerror)
+                self._pause(EXHAUSTED)
+                return
+            self._adopt(connection)
+            spin_until = time.monotonic() + SPIN
+        self._left_since = None
+
+    def _is_for_others(self) -> bool:
+        least = self._shares.least()
+        if self._connections <= least + least // 8:
+            return False
+        now = time.monotonic()
+        if self._left_since is None:
+            self._left_since = now
+        return now < self._left_since + PATIENCE
+
+    def _pause(self, seconds: float) -> None:
+        self._loop.remove_reader(self._sock.fileno())
+        self._resumed = self._loop.call_later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        self._resumed = None
+        self._loop.add_reader(self._sock.fileno(), self._accept)
+
+    def _adopt(self, connection: socket.socket) -> None:
+        self._count(1)
+        connection.setblocking(False)
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        task = self._loop.create_task(self._serve(connection))
+        self._arriving.add(task)  # the loop itself holds its tasks weakly
+        task.add_done_callback(self._arriving.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: self._connect(lambda: self._count(-1)), connection)
+        except OSError:  # the client is gone already
+            connection.close()
+            self._count(-1)
+
+
+class Place:
+    """Where it is said which master's workers serve: a symbolic link to its process id, as it needs no space.
+
+    A worker that sees another's name there has a successor.
+    """
+
+    def __init__(self, directory: Optional[Path]) -> None:
+        """Name the directory that belongs to the service while it runs; None: there is no successor, ever."""
+        self._link = None if directory is None else directory / "serving"
+
+    def take(self, master: int) -> None:
+        """Say that workers of this master serve."""
+        if self._link is None:
+            return
+        new = self._link.with_name(f"serving.{os.getpid()}")
+        with contextlib.suppress(FileNotFoundError):
+            new.unlink()
+        os.symlink(str(master), str(new))
+        os.replace(str(new), str(self._link))
+
+    def holder(self) -> Optional[int]:
+        """Return the process id of the master whose workers serve, None if there has been none."""
+        try:
+            return None if self._link is None else int(os.readlink(str(self._link)))
+        except (OSError, ValueError):
+            return None
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, with a fair share of the connections and a gentle end.
+
+    Its worker goes on when gunicorn's master is lost, until the next master's workers serve, `ORPHANED` seconds at
+    the most. When it ends and has a successor, every answer says `Connection: close`, and idle connections
+    get `DRAIN` seconds for one more request.
+    """
+
+    def __init__(self, config: uvicorn.Config, shares: Shares, slot: int, place: Place) -> None:
+        super().__init__(config)
+        self._shares, self._slot, self._place = shares, slot, place
+        self._master = os.getppid()
+        self._orphaned: Optional[float] = None
+
+    async def startup(self, sockets: Optional[List[socket.socket]] = None) -> None:
+        await super().startup(sockets=[])
+        self.servers: List[Any] = [Listener(sock, self._connect, self._shares, self._slot) for sock in sockets or []]
+        self._place.take(self._master)
+
+    def _connect(self, lost: Callable[[], None]) -> Connection:
+        return Connection(lost, self.config, self.server_state, self.lifespan.state)
+
+    async def on_tick(self, counter: int) -> bool:
+        if os.getppid() != self._master:
+            self._outlive_master()
+        return await super().on_tick(counter)
+
+    def _outlive_master(self) -> None:
+        now = time.monotonic()
+        if self._orphaned is None:
+            log.warning("The master of this worker is gone; it serves until another one's do.")
+            self._orphaned = now
+        if self._is_succeeded() or self._place.holder() is None or now > self._orphaned + ORPHANED:
+            self.should_exit = True
+
+    def _is_succeeded(self) -> bool:
+        return self._place.holder() not in {None, self._master}
+
+    async def shutdown(self, sockets: Optional[List[socket.socket]] = None) -> None:
+        for server in self.servers:
+            server.close()
+        if self._is_succeeded():
+            self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+            deadline = time.monotonic() + DRAIN
+            while self.server_state.connections and time.monotonic() < deadline:
+                await asyncio.sleep(0.05)
+        await super().shutdown(sockets)
