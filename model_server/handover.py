@@ -49,7 +49,8 @@ def prepare_successor(server: Any, runtime_dir: Optional[Path]) -> None:
             for number, descriptor in enumerate(spare):
                 os.dup2(descriptor, LISTEN_FDS_START + number)
         server.cfg.env_orig = environment
-        server.START_CTX = {0: python, "args": [python, "-m", "gunicorn", *sys.argv[1:]], "cwd": "/"}
+        arguments = [python, "-m", "gunicorn", *sys.argv[1:]]
+        server.START_CTX = {**server.START_CTX, 0: python, "args": arguments}
         os.symlink(str(os.getpid()), str(runtime_dir / SUCCESSOR))
     except Exception as error:
         server.log.error("The handover failed: %s", error)
