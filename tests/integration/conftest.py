@@ -8,9 +8,15 @@ load, kill processes and end with a restart of the machine: not for production.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.integration.machines import SCENARIO, Machine, ModelServer, Prometheus
+
+FIGURES = pytest.StashKey[list[tuple[str, str]]]()
+
+Tell = Callable[[str, str], None]
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +37,23 @@ def model_server(server: Machine) -> ModelServer:
 @pytest.fixture(scope="session")
 def prometheus(server: Machine) -> Prometheus:
     return Prometheus(server)
+
+
+@pytest.fixture(scope="session")
+def tell(pytestconfig: pytest.Config) -> Tell:
+    """Return a function that takes what was done and the figures that came of it, for the table at the end."""
+    figures = pytestconfig.stash.setdefault(FIGURES, [])
+
+    def keep(what: str, figure: str) -> None:
+        figures.append((what, figure))
+
+    return keep
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    figures = config.stash.get(FIGURES, [])
+    if figures:
+        terminalreporter.section("figures")
+        width = max(len(what) for what, _ in figures)
+        for what, figure in figures:
+            terminalreporter.write_line(f"{what:<{width}}  {figure}")

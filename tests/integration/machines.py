@@ -9,8 +9,9 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -111,17 +112,23 @@ class ModelServer:
 
     def processes(self) -> dict[int, Mapping[str, str]]:
         """Return the fields of /proc/PID/status for gunicorn's master (first) and its workers."""
-        master = self.machine.run("systemctl show --property MainPID --value model-server")
-        workers = self.machine.shell().run("pgrep --parent %s", master).stdout.split()
-        statuses = {pid: self.machine.shell().run("cat /proc/%s/status", pid) for pid in [master, *workers]}
+        statuses = {
+            pid: self.machine.shell().run("cat /proc/%s/status", str(pid)) for pid in [self.master(), *self.workers()]
+        }
         return {
-            int(pid): dict(line.split(":\t", 1) for line in answer.stdout.splitlines())
+            pid: dict(line.split(":\t", 1) for line in answer.stdout.splitlines())
             for pid, answer in statuses.items()
             if answer.rc == 0
         }
 
+    def master(self) -> int:
+        """Return the process id of gunicorn's master: 0 while there is none."""
+        return int(self.machine.run("systemctl show --property MainPID --value model-server"))
+
     def workers(self) -> list[int]:
-        return list(self.processes())[1:]
+        """Return the process ids of the workers that the master has."""
+        command = "pgrep --parent $(systemctl show --property MainPID --value model-server)"
+        return [int(pid) for pid in self.machine.shell().run(command).stdout.split()]
 
     def ready(self) -> bool:
         return self.machine.get(MODEL_SERVER_PORT, "/readyz").status_code == 200
@@ -135,6 +142,16 @@ class ModelServer:
             for series, value in samples(answer.text)
             if series.partition("{")[0].endswith(("_total", "_count", "_sum", "_bucket"))
         }
+
+
+def fallen(scrapes: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float | None]]:
+    """Return the counters that fell or vanished from one scrape to the next, with both values."""
+    return {
+        series: (value, later.get(series))
+        for earlier, later in pairwise(scrapes)
+        for series, value in earlier.items()
+        if later.get(series, -1) < value
+    }
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ Comes after the tests that send the seed's load, of which nobody is told.
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.integration.conftest import Tell
 from tests.integration.machines import (
     Alertmanager,
     Machine,
@@ -31,8 +31,6 @@ STARTED = time.time()  # of the run: pytest imports all files before the first t
 DARKNESS = 0.3
 UNIT = "darkened-load"
 DRIFTED = {"alertname": "FeatureDrift", "feature": "brightness"}
-
-Tell = Callable[[str], None]
 
 # What the rules say of a model server that is down, with the labels they leave to tell one from another.
 SERVER = {"job": "model_server", "instance": "server:8000"}
@@ -56,17 +54,6 @@ def receiver(load: Machine) -> WebhookReceiver:
     return WebhookReceiver(load)
 
 
-@pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> Tell:
-    """Return a function that shows a measured figure, of a test that passes too."""
-
-    def show(line: str) -> None:
-        with capsys.disabled():
-            sys.stdout.write(f"\n{line}\n")
-
-    return show
-
-
 @pytest.fixture(scope="module")
 def alertmanager(server: Machine) -> Alertmanager:
     return Alertmanager(server)
@@ -88,7 +75,7 @@ def test_nobody_is_told_of_drift_under_the_seeds_load(load: Machine, prometheus:
         for series in prometheus.query(f"max_over_time(feature:feature_observations:psi5m[{window}])", at=now)
     }
     alerts = f"count_over_time(ALERTS{{alertname=~'FeatureDrift.*', alertstate='firing'}}[{window}])"
-    tell(f"{seen:.0f} images, highest psi: " + ", ".join(f"{name} {psi[name]:.3f}" for name in sorted(psi)))
+    tell(f"highest psi of {seen:.0f} images", ", ".join(f"{name} {psi[name]:.3f}" for name in sorted(psi)))
 
     assert len(psi) == 6, psi
     assert prometheus.query(alerts, at=now) == []
@@ -107,7 +94,7 @@ def test_darkened_images_raise_a_drift_alert(
     with darkened_load(load, tmp_path):
         started = time.time()
         wait_until(arrived, timeout=120, what="the alert that brightness has drifted")
-        tell(f"told that brightness has drifted {arrived()[0].received - started:.1f} s after the load began")
+        tell("darkened images", f"told of the drift {arrived()[0].received - started:.1f} s after the load began")
 
 
 @contextmanager
@@ -172,7 +159,7 @@ def test_stopped_server_is_told_without_its_symptoms(
             what="the alert that the model server is down",
         )
         down = receiver.told(started, "firing", alertname="TargetDown", **SERVER)[0].received
-        tell(f"told that the model server is down {down - started:.1f} s after it was stopped")
+        tell("model server stopped", f"told so {down - started:.1f} s later")
         with posted(alertmanager, [*SYMPTOMS, ANOTHER]):
             wait_until(
                 lambda: receiver.told(down, "firing", posted_by="test", **ANOTHER),
@@ -191,4 +178,4 @@ def test_stopped_server_is_told_without_its_symptoms(
         what="the news that the model server is back",
     )
     resolved = receiver.told(ready - 1, "resolved", alertname="TargetDown", **SERVER)[0].received
-    tell(f"told that it is back {resolved - ready:.1f} s after its start")
+    tell("model server started again", f"told so {resolved - ready:.1f} s later")

@@ -1,27 +1,40 @@
-"""Faults, from a killed worker to a machine that restarts: what is lost, and how soon all is well."""
+"""Crashes and hostile conditions, from a killed worker to a machine that restarts: what is lost, and for how long."""
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
-from threading import Event
+from itertools import pairwise
 
-import httpx
 import pytest
+from PIL import Image
 
-from tests.integration.machines import GRAFANA_PORT, Machine, ModelServer, Prometheus, wait_until
+from tests.integration.conftest import Tell
+from tests.integration.machines import (
+    GRAFANA_PORT,
+    PROMETHEUS_PORT,
+    Machine,
+    ModelServer,
+    Prometheus,
+    fallen,
+    wait_until,
+)
+from tests.integration.traffic import Request, Traffic, send
 
-IMAGE = next((Path(__file__).parents[2] / "load_test" / "images").glob("*.jp*g")).read_bytes()
 UNITS = "model-server.socket model-server prometheus prometheus-alertmanager prometheus-node-exporter grafana-server"
 METRICS = "/run/model-server/metrics"
 WEIGHTS = "/var/lib/model-server/current/weights.pt"
+STOP = "systemctl stop model-server.socket model-server.service"  # the socket alone would start it at the next scrape
+TIMEOUT = 10  # seconds, in molecule/shared/host_vars
+# Just below the server's limit; takes 200 MB when it is decoded.
+LARGE_IMAGE = (7000, 7000)
+ROOM = 60 << 20  # bytes
 
 
 def answered(counters: dict[str, float]) -> float:
-    """Return how many requests to /predict the server has answered with 200 since it started."""
+    """Return how many requests to /predict the server has answered with 200, by its own count."""
     return sum(
         value
         for series, value in counters.items()
@@ -29,64 +42,198 @@ def answered(counters: dict[str, float]) -> float:
     )
 
 
-def test_killed_worker_is_replaced_and_takes_no_count_along(model_server: ModelServer) -> None:
-    stop = Event()
+def replaced(model_server: ModelServer, workers: list[int], timeout: float) -> float:
+    """Return the seconds until the place of one of `workers` is taken by another."""
 
-    def client() -> list[bool]:
-        outcomes = []
-        with model_server.http() as http:
-            while not stop.is_set():
-                try:
-                    http.post("/predict", files={"file": ("sample.jpg", IMAGE, "image/jpeg")}).raise_for_status()
-                    outcomes.append(True)
-                except httpx.TransportError:
-                    outcomes.append(False)
-        return outcomes
+    def complete() -> bool:
+        now = model_server.workers()
+        return not set(workers) <= set(now) and len(now) == len(workers)
 
+    return wait_until(complete, timeout, "a worker in the place of the lost one")
+
+
+def in_flight(requests: list[Request], since: float, until: float) -> bool:
+    """Return whether all of the requests began before `until` and ended after `since`."""
+    return all(request.began < until and request.ended > since for request in requests)
+
+
+def told(traffic: Traffic) -> str:
+    return (
+        f"{len(traffic.failed)} of {len(traffic.requests)} requests failed, {len(traffic.refused)} refused, "
+        f"longest wait for an answer {traffic.longest_gap():.1f} s"
+    )
+
+
+def test_killed_worker_takes_only_its_own_requests_along(model_server: ModelServer, tell: Tell) -> None:
     workers = model_server.workers()
     scrapes = [model_server.counters()]
-    with ThreadPoolExecutor(2) as executor:
-        clients = [executor.submit(client) for _ in range(2)]
-        try:
-            time.sleep(2)
-            model_server.machine.run("kill -KILL %s", str(workers[0]))
-            replaced = wait_until(
-                lambda: workers[0] not in model_server.workers() and len(model_server.workers()) == len(workers),
-                timeout=10,
-                what="a worker in the place of the killed one",
-            )
-            for _ in range(10):
-                time.sleep(0.3)
-                scrapes.append(model_server.counters())
-        finally:
-            stop.set()
+    with Traffic(model_server) as traffic:
+        time.sleep(2)
+        started = time.time()
+        model_server.machine.run("kill -KILL %s", str(workers[0]))
+        killed = time.time()
+        back = replaced(model_server, workers, timeout=10)
+        for _ in range(5):
+            time.sleep(0.3)
+            scrapes.append(model_server.counters())
     time.sleep(0.5)
     scrapes.append(model_server.counters())
 
-    assert replaced < 3
-    outcomes = [outcome for future in clients for outcome in future.result()]
-    totals = [answered(scrape) for scrape in scrapes]
-    assert totals == sorted(totals), "the count of answered requests fell"
-    assert outcomes.count(False) <= len(clients), "more failed than the worker can have had in flight"
+    tell("SIGKILL of a worker", f"a new one after {back:.1f} s; {told(traffic)}")
+    assert back < 3
+    assert in_flight(traffic.failed, started, killed), traffic.failed
+    assert traffic.refused == []
+    assert fallen(scrapes) == {}
     # Of those in flight in the killed worker one may be answered and not counted, or the reverse.
-    assert totals[-1] - totals[0] == pytest.approx(outcomes.count(True), abs=len(clients))
+    assert answered(scrapes[-1]) - answered(scrapes[0]) == pytest.approx(len(traffic.answered), abs=traffic.clients)
 
 
-def test_restart_wipes_the_metrics_and_is_ready_when_it_returns(model_server: ModelServer) -> None:
+def test_killed_master_refuses_no_connection(model_server: ModelServer, tell: Tell) -> None:
+    machine, master = model_server.machine, model_server.master()
+
+    def restarted() -> bool:
+        return model_server.master() not in {0, master} and machine.status("systemctl is-active model-server") == 0
+
+    scrapes = [model_server.counters()]
+    with Traffic(model_server) as traffic:
+        time.sleep(2)
+        machine.run("kill -KILL %s", str(master))
+        back = wait_until(restarted, timeout=60, what="another master")
+        for _ in range(10):  # the workers of the lost one have gone by then
+            time.sleep(0.5)
+            scrapes.append(model_server.counters())
+
+    tell("SIGKILL of gunicorn's master", f"another serves after {back:.1f} s; {told(traffic)}")
+    assert traffic.refused == []
+    assert traffic.longest_gap() < 5
+    assert fallen(scrapes) == {}
+    assert len(model_server.workers()) >= 2
+
+
+def test_hanging_worker_is_replaced_while_the_others_serve(model_server: ModelServer, tell: Tell) -> None:
+    workers = model_server.workers()
+    with Traffic(model_server) as traffic:
+        time.sleep(1)
+        started = time.time()
+        model_server.machine.run("kill -STOP %s", str(workers[0]))
+        stopped = time.time()
+        back = replaced(model_server, workers, timeout=3 * TIMEOUT)
+        ended = time.time()
+        time.sleep(1)
+
+    meanwhile = sum(stopped < request.began and request.ended < ended for request in traffic.answered)
+    tell(
+        f"a worker hangs, timeout {TIMEOUT} s",
+        f"another after {back:.1f} s; {meanwhile} answers meanwhile; {told(traffic)}",
+    )
+    assert workers[0] not in model_server.workers()
+    assert in_flight(traffic.failed, started, stopped), traffic.failed
+    assert meanwhile > 10 * TIMEOUT
+    assert traffic.longest_gap() < 5
+
+
+def test_one_worker_is_taken_when_memory_is_short(model_server: ModelServer, tell: Tell) -> None:
+    machine, master, workers = model_server.machine, model_server.master(), model_server.workers()
+    image = io.BytesIO()
+    Image.new("RGB", LARGE_IMAGE, "red").save(image, "PNG")
+    with short_of_memory(machine), Traffic(model_server) as traffic, model_server.http(timeout=30) as http:
+        time.sleep(1)
+        greedy = send(http, image.getvalue())
+        back = replaced(model_server, workers, timeout=10)
+        ended = time.time()
+        time.sleep(1)
+
+    lost = len(set(workers) - set(model_server.workers()))
+    tell(
+        f"MemoryMax {ROOM >> 20} MiB above what is used, image of {LARGE_IMAGE[0]} × {LARGE_IMAGE[1]}",
+        f"{lost} of {len(workers)} workers replaced {back:.1f} s after; {told(traffic)}",
+    )
+    assert greedy.error, "there was enough memory"
+    assert model_server.master() == master, machine.journal("model-server")
+    assert in_flight(traffic.failed, greedy.began, ended), traffic.failed
+    assert traffic.refused == []
+    assert machine.run(f"systemctl is-active {UNITS}").split() == ["active"] * len(UNITS.split())
+
+
+@contextmanager
+def short_of_memory(machine: Machine) -> Iterator[None]:
+    used = int(machine.run("systemctl show --property MemoryCurrent --value model-server"))
+    machine.run("systemctl set-property --runtime model-server MemoryMax=%s", str(used + ROOM))
+    try:
+        yield
+    finally:
+        machine.run("rm -r /run/systemd/system.control/model-server.service.d && systemctl daemon-reload")
+
+
+def test_full_disk_of_the_metrics_is_told_once(model_server: ModelServer, tell: Tell) -> None:
     machine = model_server.machine
-    machine.run(f"touch {METRICS}/of_an_earlier_run")
 
-    machine.run("systemctl restart model-server")
+    def lines() -> list[str]:
+        return [line for line in machine.journal("model-server", since, 500).splitlines() if "No space left" in line]
 
-    assert model_server.ready(), machine.journal("model-server")
-    assert machine.status(f"test -e {METRICS}/of_an_earlier_run") != 0
-    assert answered(model_server.counters()) == 0
+    with small_disk(machine):
+        with Traffic(model_server) as traffic:
+            time.sleep(1)
+            since = machine.run("date +@%s")
+            machine.status(f"cat /dev/zero > {METRICS}/filler")
+            machine.run("systemctl reload model-server")  # new workers, that want files of their own
+            time.sleep(1)
+            early = lines()
+            time.sleep(2)
+        scrape = machine.get(8000, "/metrics").status_code
+        late = lines()
+
+    tell("disk of the metrics full", f"{len(late)} lines in the journal; {told(traffic)}")
+    assert traffic.failed == []
+    assert scrape == 200
+    assert len(early) == len(late) == 1, late
 
 
-def test_stop_and_start(model_server: ModelServer) -> None:
+@contextmanager
+def small_disk(machine: Machine) -> Iterator[None]:
+    """Run the service with a disk for its metrics that has room for little more than they take."""
+    machine.run(STOP)
+    machine.run(f"install --directory --owner model-server --group model-server {METRICS}")
+    machine.run(f"mount -t tmpfs -o size=1m,mode=0755,uid=$(id -u model-server),gid=$(id -g model-server) m {METRICS}")
+    try:
+        machine.run("systemctl start model-server")
+        yield
+    finally:
+        machine.run(STOP)
+        machine.run("umount %s", METRICS)
+        machine.run("systemctl start model-server")
+
+
+def test_restart_is_ready_when_it_returns(model_server: ModelServer, tell: Tell) -> None:
+    before = model_server.counters()
+    with Traffic(model_server, kept=0) as traffic:
+        time.sleep(1)
+        model_server.machine.run("systemctl restart model-server")
+        assert model_server.ready(), model_server.machine.journal("model-server")
+
+    tell("systemctl restart", told(traffic))
+    assert traffic.refused == []
+    assert fallen([before, model_server.counters()]) == {}
+
+
+def test_reload_loses_nothing(model_server: ModelServer, tell: Tell) -> None:
+    master, scrapes = model_server.master(), [model_server.counters()]
+    with Traffic(model_server) as traffic:
+        time.sleep(1)
+        model_server.machine.run("systemctl reload model-server")
+        scrapes.append(model_server.counters())
+        time.sleep(1)
+    scrapes.append(model_server.counters())
+
+    tell("systemctl reload", told(traffic))
+    assert model_server.master() != master
+    assert traffic.failed == []
+    assert fallen(scrapes) == {}
+
+
+def test_stop_and_start_count_anew(model_server: ModelServer) -> None:
     machine = model_server.machine
-    # The socket would start the service again at the next scrape.
-    machine.run("systemctl stop model-server.socket model-server.service")
+    machine.run(STOP)
     assert machine.status("systemctl is-active model-server") != 0
     assert machine.run("systemctl show --property Result --value model-server") == "success"
 
@@ -94,41 +241,93 @@ def test_stop_and_start(model_server: ModelServer) -> None:
 
     assert model_server.ready(), machine.journal("model-server")
     assert machine.run("systemctl is-active model-server.socket") == "active"
+    assert answered(model_server.counters()) == 0
 
 
 @contextmanager
-def corrupted(machine: Machine, file: str) -> Iterator[None]:
+def corrupted(machine: Machine, file: str) -> Iterator[tuple[str, str]]:
+    """Change a file; gives its checksums before and after."""
+    intact = machine.run("sha256sum %s", file).split()[0]
     machine.run("cp --archive %s /root/intact", file)
     machine.run("printf x >> %s", file)
     try:
-        yield
+        yield intact, machine.run("sha256sum %s", file).split()[0]
     finally:
         machine.run("cp --archive /root/intact %s && rm /root/intact", file)
 
 
-def test_corrupted_weights_are_refused_by_name_and_checksum(model_server: ModelServer) -> None:
+def refusals(machine: Machine, since: str, checksums: tuple[str, str]) -> list[str]:
+    """Return the sentences of the journal that name the weights, what they should be and what they are."""
+    journal = machine.journal("model-server", since, lines=500).splitlines()
+    return [line for line in journal if all(word in line for word in ("weights.pt", *checksums))]
+
+
+def test_corrupted_weights_are_refused_at_a_start(model_server: ModelServer, tell: Tell) -> None:
     machine = model_server.machine
-    start = machine.run("date +@%s")
-    machine.run("systemctl stop model-server.socket model-server.service")
+    since = machine.run("date +@%s")
+    machine.run(STOP)
     try:
-        with corrupted(machine, WEIGHTS):
+        with corrupted(machine, WEIGHTS) as checksums:
             status = machine.status("systemctl start model-server")
-            actual = machine.run("sha256sum %s", WEIGHTS).split()[0]
-            machine.run("systemctl stop model-server.socket model-server.service")
-        journal = machine.journal("model-server", since=start, lines=500)
+            machine.run(STOP)
     finally:
         machine.run("systemctl reset-failed model-server.socket model-server.service")
         machine.run("systemctl start model-server")
 
     assert status != 0, "served weights that are not those of the bundle"
-    wanted = machine.run("sha256sum %s", WEIGHTS).split()[0]
-    sentences = [line for line in journal.splitlines() if "weights.pt" in line and wanted in line and actual in line]
-    assert sentences, journal
+    sentences = refusals(machine, since, checksums)
+    assert sentences, machine.journal("model-server", since, lines=500)
+    tell("weights corrupted, then start", sentences[0])
     assert model_server.ready()
 
 
+def test_corrupted_weights_are_refused_at_a_reload(model_server: ModelServer, tell: Tell) -> None:
+    machine, master = model_server.machine, model_server.master()
+    since = machine.run("date +@%s")
+    with Traffic(model_server) as traffic, corrupted(machine, WEIGHTS) as checksums:
+        status = machine.status("systemctl reload model-server")
+
+    tell("weights corrupted, then reload", f"refused, the old ones serve; {told(traffic)}")
+    assert status != 0
+    assert refusals(machine, since, checksums), machine.journal("model-server", since, lines=500)
+    assert traffic.failed == []
+    assert model_server.master() == master
+    assert machine.run("systemctl is-active model-server") == "active"
+
+
+def test_killed_prometheus_lacks_only_the_time_it_was_away(
+    server: Machine, model_server: ModelServer, prometheus: Prometheus, tell: Tell
+) -> None:
+    moment, samples = time.time() - 5, "sum(count_over_time(up[30s]))"
+    before = prometheus.total(samples, at=moment)
+    with Traffic(model_server):
+        killed = time.time()
+        server.run("systemctl kill --kill-who=main --signal=KILL prometheus")
+        wait_until(
+            lambda: server.get(PROMETHEUS_PORT, "/-/ready").status_code == 200, timeout=60, what="Prometheus again"
+        )
+        ready = time.time()
+        wait_until(
+            lambda: prometheus.query(f'timestamp(up{{job="model_server"}}) > {ready}'), timeout=30, what="a new sample"
+        )
+        time.sleep(5)
+
+    (target,) = prometheus.query(f'up{{job="model_server"}}[{round(time.time() - killed) + 20}s]')
+    times = [float(when) for when, _ in target["values"]]
+    gaps = sorted((later - earlier, earlier) for earlier, later in pairwise(times))
+    gap, last = gaps[-1]
+    tell(
+        "SIGKILL of Prometheus",
+        f"ready after {ready - killed:.1f} s; no samples for {gap:.1f} s; of {before:.0f} older ones all are there",
+    )
+    assert before > 0
+    assert prometheus.total(samples, at=moment) == before
+    assert last <= killed <= last + gap, "samples are missing from another time"
+    assert gaps[-2][0] < 3.5, "samples are missing from a further time"
+
+
 def test_everything_is_back_after_the_machine_was_restarted(
-    server: Machine, model_server: ModelServer, prometheus: Prometheus
+    server: Machine, model_server: ModelServer, prometheus: Prometheus, tell: Tell
 ) -> None:
     moment, samples = time.time() - 5, "sum(count_over_time(up[30s]))"
     before = prometheus.total(samples, at=moment)
@@ -139,7 +338,8 @@ def test_everything_is_back_after_the_machine_was_restarted(
         states = server.shell().run(f"systemctl is-active {UNITS}").stdout.split()
         return bool(states == ["active"] * len(UNITS.split()))
 
-    wait_until(all_active, timeout=120, what="services after a restart of the machine")
+    back = wait_until(all_active, timeout=120, what="services after a restart of the machine")
+    tell("restart of the server machine", f"{len(UNITS.split())} units active {back:.1f} s after its boot")
     assert model_server.ready()
     wait_until(lambda: server.get(GRAFANA_PORT, "/api/health").status_code == 200, timeout=30, what="Grafana")
     # The first scrapes may have been of a service that had yet to start: what counts is where it settles.
