@@ -1,14 +1,19 @@
 """From the bytes of an image to the square of pixels that the model sees."""
 
+import ctypes
+import math
 from io import BytesIO
-from typing import Tuple
+from typing import Any, Optional, Tuple
 
 from PIL import Image
 
 # The formats people send. The rest of Pillow's decoders would only widen what an attacker can reach.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
-# `decode` has a limit of its own, checked before any pixel is decoded; Pillow's is for the whole process.
+# With 1.5 the confidences of the demo bundle move by 0.01 at most, with 1 by 0.05; 2 is not closer by much.
+OVERSAMPLING = 1.5
+
+# `open_image` has a limit of its own, checked before any pixel is decoded; Pillow's is for the whole process.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -31,14 +36,40 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
         ImageTooLargeError: the image has more than `max_pixels`; nothing was decoded.
         UndecodableImageError: the data are no image, or are truncated or corrupt.
     """
+    return load(open_image(data, max_pixels))
+
+
+def open_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Read the size and the mode of an image; `load` decodes its pixels. Takes and raises what `decode` does."""
     try:
         image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
-        width, height = image.size
-        if width * height <= max_pixels:
-            return _to_rgb(image)
     except Exception as error:  # on hostile bytes decoders raise nearly anything, and all of it means this
         raise UndecodableImageError(str(error)) from error
-    raise ImageTooLargeError(f"{width}×{height} pixels, at most {max_pixels} are accepted")
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageTooLargeError(f"{width}×{height} pixels, at most {max_pixels} are accepted")
+    return image
+
+
+def load(image: Image.Image, fast_for: Optional[int] = None) -> Image.Image:
+    """Decode an opened image to RGB.
+
+    Args:
+        image: from `open_image`.
+        fast_for: the size that the image will be scaled to; a JPEG that is much larger is decoded at 1/2, 1/4 or 1/8
+            of its width and height. That saves most of the work, and comes close to what scaling all pixels would
+            give: the shorter side keeps at least 1.5 times this size. None: every pixel is decoded.
+
+    Raises:
+        UndecodableImageError: the data are truncated or corrupt.
+    """
+    try:
+        if fast_for is not None:
+            enough = math.ceil(OVERSAMPLING * fast_for)
+            image.draft(None, (enough, enough))
+        return _to_rgb(image)
+    except Exception as error:
+        raise UndecodableImageError(str(error)) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -49,6 +80,39 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image.load()
         return image
     return image.convert("RGB")
+
+
+class _ArrowArray(ctypes.Structure):
+    """The beginning of an array in Arrow's C data interface: arrow.apache.org/docs/format/CDataInterface.html."""
+
+
+_ArrowArray._fields_ = [
+    ("length", ctypes.c_int64),
+    ("null_count", ctypes.c_int64),
+    ("offset", ctypes.c_int64),
+    ("n_buffers", ctypes.c_int64),
+    ("n_children", ctypes.c_int64),
+    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
+    ("children", ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
+]
+_pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+
+
+def rgbx(image: Image.Image) -> Any:
+    """Return a buffer of an RGB image's pixels, row by row, 4 bytes each, the last without a meaning; only to be read.
+
+    They are where Pillow has them. Only when that is not one piece of memory, which is so above 4 megapixels, or when
+    Pillow is older than 11.2, are they copied.
+    """
+    try:
+        _, capsule = image.__arrow_c_array__()
+    except (AttributeError, ValueError):
+        return bytearray(image.tobytes("raw", "RGBX"))
+    pixels = _ArrowArray.from_address(_pointer_of(capsule, b"arrow_array")).children[0].contents
+    buffer: Any = (ctypes.c_uint8 * (4 * image.width * image.height)).from_address(pixels.buffers[1])
+    buffer.owner = capsule  # the memory stays Pillow's as long as the capsule lives
+    return buffer
 
 
 def resize_and_crop(image: Image.Image, size: int) -> Image.Image:

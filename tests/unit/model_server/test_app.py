@@ -156,6 +156,18 @@ def test_too_much_is_refused(classifier: FakeClassifier, encode: Encode) -> None
     assert bomb.json()["detail"] == "File 'a.png' is too large: 400×400 pixels, at most 100000 are accepted."
 
 
+@pytest.mark.parametrize(("decoding", "seen"), [("exact", (400, 300)), ("fast", (50, 38))])
+def test_fast_decoding_reduces_what_the_model_is_given(
+    classifier: FakeClassifier, encode: Encode, decoding: str, seen: Tuple[int, int]
+) -> None:
+    client = make_client(classifier, decoding=decoding, max_image_pixels=400 * 300)
+    assert post(client, encode((400, 300))).json()["likely_class"] == "lemon"
+    assert [image.size for image in classifier.seen] == [seen]
+    # Limit and metrics are about the image that was sent.
+    assert samples(client)["input_pixels_sum[]"] == 400 * 300
+    assert post(client, encode((401, 300))).status_code == 413
+
+
 def test_a_form_without_file_is_refused(client: Client, encode: Encode) -> None:
     assert client.post("/predict", files={"image": ("a.jpg", encode(), "image/jpeg")}).status_code == 422
     assert client.post("/predict", data={"file": "text"}).status_code == 415

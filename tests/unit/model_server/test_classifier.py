@@ -70,6 +70,14 @@ def test_logits_are_those_of_the_textbook(tmp_path: Path) -> None:
         torch.testing.assert_close(classifier.logits(classifier.preprocess(picture)), x[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (1, 65_000), (200_000, 1)])
+def test_lines_of_pixels_are_classified(tmp_path: Path, size: Any) -> None:
+    classifier = load(make_bundle(tmp_path / "bundle", published_weights()))
+    pixels = classifier.preprocess(Image.new("RGB", size, (1, 2, 3)))
+    assert pixels.shape == (1, 3, 150, 150)
+    assert pixels[0, :, 70, 80].tolist() == [1, 2, 3]
+
+
 def test_the_number_of_classes_and_the_size_are_the_bundles(tmp_path: Path) -> None:
     from model_server.architectures import FruitClassifier
 

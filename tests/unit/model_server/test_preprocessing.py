@@ -1,11 +1,20 @@
 import contextlib
+import gc
 import random
 from typing import Any, Callable, Dict
 
 import pytest
 from PIL import Image, ImageChops
 
-from model_server.preprocessing import ImageTooLargeError, UndecodableImageError, decode, resize_and_crop
+from model_server.preprocessing import (
+    ImageTooLargeError,
+    UndecodableImageError,
+    decode,
+    load,
+    open_image,
+    resize_and_crop,
+    rgbx,
+)
 
 Encode = Callable[..., bytes]
 LIMIT = 1_000_000
@@ -108,3 +117,38 @@ def test_one_pass_gives_the_pixels_of_two(shape: str) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3)])
 def test_extreme_shapes(size: Any) -> None:
     assert resize_and_crop(Image.new("RGB", size, (1, 2, 3)), 150).getpixel((75, 75)) == (1, 2, 3)
+
+
+SCALED = [((640, 480), (320, 240)), ((449, 600), (449, 600)), ((450, 600), (225, 300)), ((4000, 900), (1000, 225))]
+
+
+@pytest.mark.parametrize(("size", "decoded"), [*SCALED, ((1804, 1803), (226, 226)), ((100, 90), (100, 90))])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_fast_decoding_leaves_one_and_a_half_times_the_size(encode: Encode, mode: str, size: Any, decoded: Any) -> None:
+    image = load(open_image(encode(size, mode=mode), 10_000_000), fast_for=150)
+    assert (image.mode, image.size) == ("RGB", decoded)
+
+
+def test_what_is_no_jpeg_is_decoded_in_full(encode: Encode) -> None:
+    for kind in ("PNG", "WEBP", "GIF", "BMP", "TIFF"):
+        assert load(open_image(encode((900, 700), kind=kind), LIMIT), fast_for=150).size == (900, 700)
+
+
+def test_truncated_files_are_refused_by_fast_decoding(encode: Encode) -> None:
+    whole = encode((800, 600), progressive=True)
+    with pytest.raises(UndecodableImageError):
+        load(open_image(whole[: len(whole) // 2], LIMIT), fast_for=150)
+
+
+@pytest.mark.parametrize("size", [(7, 5), (640, 480), (2100, 2100)])
+def test_pixels_of_four_bytes(size: Any) -> None:
+    noise = Image.effect_noise(size, 80)
+    image = Image.merge("RGB", (noise, noise.rotate(180), Image.linear_gradient("L").resize(size)))
+    expected = image.tobytes()
+
+    pixels = rgbx(image)
+    del image
+    gc.collect()
+
+    got = bytes(pixels)
+    assert (got[0::4], got[1::4], got[2::4]) == (expected[0::3], expected[1::3], expected[2::3])
