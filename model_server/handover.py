@@ -77,7 +77,10 @@ def hand_over(master: int, runtime_dir: Path, on_taken_over: Callable[[int], Non
     with os.fdopen(os.open(str(order), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         json.dump([str(python), {key: value for key, value in os.environ.items() if key != "MAINPID"}], file)
     try:
-        os.kill(master, signal.SIGUSR2)
+        try:
+            os.kill(master, signal.SIGUSR2)
+        except ProcessLookupError:
+            raise HandoverError(f"there is no process {master} to take over from.") from None
         successor = _wait_for_successor(master, link)
         while place.holder() != successor:
             if not _is_alive(successor):

@@ -1,6 +1,7 @@
 """An app around a model that needs no torch, for gunicorn in the tests."""
 
-from pathlib import Path
+import os
+import time
 from typing import Any, Tuple
 
 from fastapi import FastAPI
@@ -8,7 +9,7 @@ from PIL import Image
 
 from model_server.app import create_app
 from model_server.bundle import Manifest
-from model_server.settings import Settings
+from model_server.settings import read_settings
 
 
 class Lemon:
@@ -29,8 +30,11 @@ class Lemon:
         return image
 
     def classify(self, pixels: Any) -> Tuple[str, float]:
+        if "LEMON_FAILS" in os.environ:
+            raise RuntimeError("a lemon")
+        time.sleep(float(os.environ.get("LEMON_SLEEPS", "0")))
         return "lemon", 0.9
 
 
 def app() -> FastAPI:
-    return create_app(Settings(bundle=Path("none")), Lemon())
+    return create_app(read_settings(), Lemon())

@@ -2,110 +2,15 @@
 
 import os
 import signal
-import socket
 import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Callable, Dict
 
-import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-ROOT = Path(__file__).resolve().parents[3]
-GUNICORN = [sys.executable, "-m", "gunicorn", "--config", "python:model_server.gunicorn_conf"]
+from tests.unit.model_server.gunicorn_process import GUNICORN, Server, environment, wait_for
+
 Encode = Callable[..., bytes]
-
-
-def environment(metrics: Path, **settings: str) -> Dict[str, str]:
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join((str(ROOT), str(Path(__file__).parent))),
-        "PROMETHEUS_MULTIPROC_DIR": str(metrics),
-        "MODEL_SERVER_BUNDLE": "none",
-        **{f"MODEL_SERVER_{name.upper()}": value for name, value in settings.items()},
-    }
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while True:
-        result = condition()
-        if result:
-            return result
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-class Server:
-    """A gunicorn with two workers around the app of `serving`."""
-
-    def __init__(self, metrics: Path, log: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        self.url = f"http://{address}"
-        self.metrics_dir = metrics
-        self.log = log
-        # A new connection for each request: a kept one would stay with one worker.
-        self.client = httpx.Client(base_url=self.url, timeout=20, limits=httpx.Limits(max_keepalive_connections=0))
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [*GUNICORN, "serving:app()"],
-                env=environment(metrics, bind=address, workers="2", graceful_timeout="5"),
-                stderr=output,
-            )
-        wait_for(lambda: self.get("/readyz") and len(self.workers()) == 2)
-
-    def get(self, path: str) -> "httpx.Response | None":
-        try:
-            return self.client.get(path)
-        except httpx.TransportError:  # the worker was killed, or none is there yet
-            return None
-
-    def predict(self, image: bytes) -> "httpx.Response | None":
-        try:
-            return self.client.post("/predict", files={"file": ("a.jpg", image, "image/jpeg")})
-        except httpx.TransportError:
-            return None
-
-    def workers(self) -> List[int]:
-        pid = self.process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-    def wait_for_replacement(self, before: List[int]) -> None:
-        wait_for(lambda: len(self.workers()) == 2 and self.workers() != before)
-
-    def samples(self) -> Dict[str, float]:
-        page = wait_for(lambda: self.get("/metrics"))
-        found: Dict[str, float] = {}
-        for family in text_string_to_metric_families(page.text):
-            for sample in family.samples:
-                assert "pid" not in sample.labels
-                key = sample.name + str(sorted(sample.labels.items()))
-                assert key not in found, f"duplicate series {key}"
-                found[key] = sample.value
-        return found
-
-    def lemons(self) -> float:
-        return self.samples()["predictions_total[('class', 'lemon')]"]
-
-    def files(self) -> List[str]:
-        return sorted(path.name for path in self.metrics_dir.glob("*.db"))
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    (tmp_path / "metrics").mkdir()
-    server = Server(tmp_path / "metrics", tmp_path / "log")
-    yield server
-    server.process.terminate()
-    try:
-        assert server.process.wait(20) == 0
-    finally:
-        server.process.kill()
-        server.client.close()
 
 
 def test_counters_outlive_the_workers_that_counted(server: Server, encode: Encode) -> None:

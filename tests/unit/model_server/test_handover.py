@@ -1,0 +1,151 @@
+"""Hands over between real gunicorns, while clients send requests."""
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import Any, Callable, Dict, List
+
+import httpx
+import pytest
+
+from model_server.handover import ORDER, SUCCESSOR
+from tests.unit.model_server.gunicorn_process import Server, is_alive, wait_for
+
+Encode = Callable[..., bytes]
+
+
+def hand_over(server: Server, **changes: str) -> "subprocess.CompletedProcess[str]":
+    """Do what the unit's ExecReload does, with a changed environment."""
+    environment = {**server.environment, "MAINPID": str(server.master), **changes}
+    command = [sys.executable, "-m", "model_server.handover"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def serving(server: Server) -> int:
+    return int(os.readlink(str(server.runtime_dir / "serving")))
+
+
+def test_a_handover_loses_no_request(server: Server, encode: Encode) -> None:
+    stop, image, before = Event(), encode((40, 30)), serving(server)
+
+    def client(kept: int) -> List[Any]:
+        outcomes: List[Any] = []
+        limits = httpx.Limits(max_keepalive_connections=kept)
+        with httpx.Client(base_url=server.url, timeout=20, limits=limits) as http:
+            while not stop.is_set():
+                try:
+                    answer = http.post("/predict", content=image, headers={"content-type": "image/jpeg"})
+                    outcomes.append(answer.status_code)
+                except httpx.TransportError as error:
+                    outcomes.append(error)
+                stop.wait(0.02)  # so that connections are idle, too
+        return outcomes
+
+    assert before == server.master
+    with ThreadPoolExecutor(6) as executor:
+        clients = [executor.submit(client, kept) for kept in (0, 0, 1, 1, 1, 1)]
+        try:
+            for release in ("second", "third"):
+                done = hand_over(server, MODEL_SERVER_RELEASE=release)
+                assert (done.returncode, done.stderr) == (0, "")
+                assert not is_alive(server.master)
+                server.master = serving(server)
+                assert len(server.workers()) == 2
+                assert any(f"('release', '{release}')" in name for name in server.samples())
+        finally:
+            stop.set()
+
+    outcomes = [outcome for future in clients for outcome in future.result()]
+    assert set(outcomes) == {200}
+    assert server.lemons() == len(outcomes), "counters go on"
+    assert sum(value for name, value in server.samples().items() if "in_progress" in name) == 1
+    assert not (server.runtime_dir / ORDER).exists()
+    assert not (server.runtime_dir / SUCCESSOR).is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "sentence"),
+    [
+        (
+            {"LEMON_FAILS": "yes"},
+            "log",
+            "model server: POST /predict failed in a check before the start: RuntimeError(",
+        ),
+        ({"MODEL_SERVER_WORKERS": "0"}, "handover", "model server: handover: MODEL_SERVER_WORKERS is '0': "),
+    ],
+    ids=["prediction", "setting"],
+)
+def test_a_successor_that_does_not_start_changes_nothing(
+    server: Server, encode: Encode, changes: Dict[str, str], where: str, sentence: str
+) -> None:
+    workers = server.workers()
+    done = hand_over(server, **changes)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("model server: handover: ")
+    assert done.stderr.count("\n") == 1
+    assert server.workers() == workers
+    assert server.predict(encode((40, 30)))
+    assert serving(server) == server.master
+    assert sentence in {"log": server.log.read_text(), "handover": done.stderr}[where]
+
+    done = hand_over(server)
+    assert (done.returncode, done.stderr) == (0, ""), "the next one succeeds"
+    server.master = serving(server)
+
+
+def test_an_interrupted_handover_is_taken_back_by_the_next(server: Server) -> None:
+    environment = {**server.environment, "MAINPID": str(server.master), "LEMON_SLEEPS": "60"}
+    first = subprocess.Popen([sys.executable, "-m", "model_server.handover"], env=environment)
+    successor = int(wait_for(lambda: _target(server)))
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+
+    done = hand_over(server)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not is_alive(successor)
+    server.master = serving(server)
+    assert len(server.workers()) == 2
+
+
+def test_systemd_losing_patience_leaves_the_old_one(server: Server) -> None:
+    environment = {**server.environment, "MAINPID": str(server.master), "LEMON_SLEEPS": "60"}
+    command = [sys.executable, "-m", "model_server.handover"]
+    handover = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    successor = int(wait_for(lambda: _target(server)))
+    handover.terminate()
+    _, told = handover.communicate(timeout=20)
+
+    assert handover.returncode == 1
+    assert "TimeoutStartSec" in told
+    assert not is_alive(successor)
+    assert server.get("/readyz")
+
+
+def test_without_an_order_the_signal_does_no_harm(server: Server) -> None:
+    os.kill(server.master, signal.SIGUSR2)
+    wait_for(lambda: "The handover failed" in server.log.read_text())
+    assert server.get("/readyz")
+    assert len(server.workers()) == 2
+
+
+def test_it_says_that_it_is_for_systemd(server: Server) -> None:
+    done = hand_over(server, MAINPID="")
+    assert done.returncode == 1
+    assert done.stderr == "model server: handover: this is for systemd alone; run systemctl reload model-server.\n"
+
+
+def test_a_master_that_is_gone_is_told_in_a_sentence(server: Server) -> None:
+    done = hand_over(server, MAINPID="999999999")
+    assert done.returncode == 1
+    assert done.stderr == "model server: handover: there is no process 999999999 to take over from.\n"
+    assert not (server.runtime_dir / ORDER).exists()
+
+
+def _target(server: Server) -> str:
+    link = str(server.runtime_dir / SUCCESSOR)
+    return os.readlink(link) if os.path.islink(link) else ""
