@@ -8,7 +8,7 @@ import signal
 import sys
 from typing import Any, Dict
 
-from gunicorn.arbiter import Arbiter
+from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 from uvicorn_worker import UvicornWorker
 
 from model_server.settings import SettingsError, read_settings

@@ -159,7 +159,7 @@ def main() -> None:
 def _tell_systemd(successor: int) -> None:
     import logging  # noqa: PLC0415
 
-    from gunicorn.systemd import sd_notify  # noqa: PLC0415
+    from gunicorn.systemd import sd_notify  # type: ignore[import-untyped]  # noqa: PLC0415
 
     sd_notify(f"MAINPID={successor}", logging.getLogger("gunicorn.error"))
 

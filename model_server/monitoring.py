@@ -71,7 +71,8 @@ class MetricsFile(MmapedDict):
             if error.errno not in FULL:
                 raise
             self._tell(filename, error)
-            super().__init__(_in_memory())  # type: ignore[no-untyped-call]
+            with _in_memory() as path:
+                super().__init__(path)  # type: ignore[no-untyped-call]
 
     def _init_value(self, key: str) -> None:
         if self._used + len(key.encode()) + 40 > self._capacity:  # with length, padding, value and time
@@ -82,7 +83,9 @@ class MetricsFile(MmapedDict):
                     raise
                 self._tell(self._fname, error)
                 known = bytes(self._m)
-                self._f = open(_in_memory(), "a+b")  # noqa: SIM115 - stays open
+                self._f.close()
+                with _in_memory() as path:
+                    self._f = open(path, "a+b")  # noqa: SIM115 - stays open
                 self._f.write(known)
                 self._f.flush()
                 self._m = mmap.mmap(self._f.fileno(), self._capacity)
@@ -99,8 +102,11 @@ def _reserve(file: int, size: int) -> None:
     os.posix_fallocate(file, 0, size)
 
 
-def _in_memory() -> str:
-    return f"/proc/self/fd/{os.memfd_create('metrics')}"
+@contextlib.contextmanager
+def _in_memory() -> Iterator[str]:
+    file = os.memfd_create("metrics")
+    yield f"/proc/self/fd/{file}"
+    os.close(file)
 
 
 if METRICS_DIR in os.environ:  # prometheus_client decides by the same test, at its import

@@ -54,7 +54,8 @@ class Server:
     def __init__(self, metrics: Path, log: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+            self.address = free.getsockname()
+        address = f"127.0.0.1:{self.address[1]}"
         self.url = f"http://{address}"
         self.metrics_dir = metrics
         self.runtime_dir = metrics.parent

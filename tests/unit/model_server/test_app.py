@@ -238,7 +238,7 @@ def test_every_series_of_the_model_is_there_from_the_start(client: Client) -> No
     for reason in Reason:
         assert count_of(found, "rejected_inputs_total", reason=reason.value) == 0
     assert found["input_bytes_count[]"] == found["input_pixels_count[]"] == 0
-    labels = {"name": "lemon", "version": "1.0", "architecture": "none", "sha256": "0" * 64}
+    labels = {"name": "lemon", "version": "1.0", "architecture": "none", "sha256": "0" * 64, "release": ""}
     assert count_of(found, "model_info", **labels) == 1
     assert time.time() - 60 < found["model_loaded_timestamp_seconds[]"] <= time.time()
     assert not [key for key in found if key.startswith("feature_")], "there is no reference"

@@ -1,0 +1,130 @@
+import asyncio
+import http.client
+import os
+import signal
+import socket
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Callable, List, Optional
+
+from model_server.serving import PATIENCE, Connection, Listener, Place, Shares
+from tests.unit.model_server.gunicorn_process import Server, is_alive, wait_for
+
+Encode = Callable[..., bytes]
+
+
+def test_shares_are_of_living_workers() -> None:
+    shares = Shares(4)
+    assert shares.least() == 0
+    shares.set(0, 3)
+    shares.set(2, 1)
+    assert shares.least() == 1
+    shares.remove(2)
+    assert shares.least() == 3
+    shares.set(4, 0)
+    assert shares.least() == 3, "a worker beyond the slots is not waited for"
+
+
+def test_connections_are_shared_out_evenly(server: Server) -> None:
+    with ExitStack() as stack:
+        for _ in range(40):
+            connection = stack.enter_context(socket.create_connection(server.address))
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        counts = [established(worker) for worker in server.workers()]
+    assert sum(counts) >= 40
+    assert max(counts) <= 34, counts
+
+
+def test_a_worker_that_hangs_is_not_waited_for(server: Server) -> None:
+    hung = server.workers()[0]
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        with ExitStack() as stack:
+            for _ in range(20):
+                connection = stack.enter_context(socket.create_connection(server.address, timeout=10))
+                connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")
+                assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+    finally:
+        os.kill(hung, signal.SIGCONT)
+
+
+def test_a_connection_is_left_to_the_others_and_then_taken() -> None:
+    shares, accepted = Shares(2), []
+    shares.set(1, 0)  # the other one never comes
+
+    async def listen() -> float:
+        with socket.create_server(("127.0.0.1", 0)) as sock, ExitStack() as clients:
+            sock.setblocking(False)
+
+            def connect(lost: Callable[[], None]) -> Connection:
+                accepted.append(time.monotonic())
+                return asyncio.Protocol()  # type: ignore[return-value]
+
+            listener = Listener(sock, connect, shares, slot=0)
+            clients.enter_context(socket.create_connection(sock.getsockname()))
+            while len(accepted) < 1:
+                await asyncio.sleep(0.001)
+            begun = time.monotonic()
+            clients.enter_context(socket.create_connection(sock.getsockname()))
+            while len(accepted) < 2:
+                await asyncio.sleep(0.001)
+            listener.close()
+            listener.close()
+            return accepted[1] - begun
+
+    assert asyncio.run(listen()) >= PATIENCE
+    assert shares.least() == 0
+    shares.remove(1)
+    assert shares.least() == 0, "nothing is left to a listener that is closed"
+
+
+def test_the_place_is_the_last_taker_s(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    assert place.holder() is None
+    place.take(11)
+    place.take(12)
+    assert place.holder() == 12
+    assert [path.name for path in tmp_path.iterdir()] == ["serving"]
+    nowhere = Place(None)
+    nowhere.take(11)
+    assert nowhere.holder() is None
+
+
+def test_workers_outlive_a_lost_master_until_the_next_one_s_serve(server: Server, encode: Encode) -> None:
+    workers, image = server.workers(), encode((40, 30))
+    os.kill(server.master, signal.SIGKILL)
+    server.process.wait()
+    for _ in range(10):
+        assert server.predict(image), "answered by an orphan"
+    assert server.lemons() == 10
+
+    kept = http.client.HTTPConnection(server.url[7:], timeout=10)
+    assert connection_header(kept) is None
+    Place(server.runtime_dir).take(os.getpid())
+    time.sleep(1)
+    assert connection_header(kept) == "close"
+    kept.close()
+    wait_for(lambda: not any(map(is_alive, workers)), 20)
+
+
+def connection_header(kept: http.client.HTTPConnection) -> Optional[str]:
+    kept.request("GET", "/healthz")
+    answer = kept.getresponse()
+    assert answer.read()
+    return answer.getheader("connection")
+
+
+def established(process: int) -> int:
+    """Return the number of connections that a process has accepted."""
+    inodes = set()
+    for descriptor in Path(f"/proc/{process}/fd").iterdir():
+        try:
+            target = os.readlink(str(descriptor))
+        except FileNotFoundError:
+            continue
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    rows: List[List[str]] = [line.split() for line in Path(f"/proc/{process}/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[3] == "01" and row[9] in inodes for row in rows)
