@@ -40,7 +40,7 @@ class Classifier:
         """Build the model of a bundle, load its weights and run it once.
 
         Raises:
-            BundleError: the architecture is unknown, the weights do not fit it, or the model does not answer as it should.
+            BundleError: the architecture is unknown, the weights do not fit it, or the model gives no logits.
         """
         manifest = bundle.manifest
         self.manifest = manifest

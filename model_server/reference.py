@@ -22,8 +22,9 @@ from bisect import bisect_right
 from math import floor
 from pathlib import Path
 from statistics import quantiles
-from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Union
+from typing import TYPE_CHECKING, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationInfo, field_validator
 
 from model_server.preprocessing import ImageTooLargeError, UndecodableImageError, decode
@@ -115,15 +116,20 @@ def _edges(values: Sequence[float], steps: int) -> Tuple[float, ...]:
 
 
 def write_reference(path: Path, reference: Reference) -> None:
-    """Write a reference as JSON at `path`, in place of an older one, whole or not at all.
+    """Write a reference as JSON at `path`, as `write_whole` does."""
+    write_whole(path, (reference.model_dump_json(indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, in place of an older one, whole or not at all.
 
     Raises:
         OSError: it cannot be written; what was there is still there.
     """
     handle, staging = tempfile.mkstemp(prefix=f".{path.name}.", dir=str(path.parent))
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(reference.model_dump_json(indent=2) + "\n")
+        with open(handle, "wb") as file:
+            file.write(content)
         os.chmod(staging, 0o644)
         os.replace(staging, path)
     except BaseException:
@@ -154,23 +160,29 @@ def find_images(places: Sequence[Path]) -> List[Path]:
     return sorted(found)
 
 
-def observe_images(classifier: "Classifier", paths: Sequence[Path]) -> Iterator["Observation"]:
-    """Observe the images one by one, with progress on standard output; what cannot be decoded is named there."""
-    from model_server.features import observe  # noqa: PLC0415 - torch takes seconds
-
+def read_images(paths: Sequence[Path], say: Callable[[str], None]) -> Iterator[Image.Image]:
+    """Decode the images one by one; `say` gets a line for each that is left out, and one for each hundred."""
     for number, path in enumerate(paths, 1):
         try:
             image = decode(path.read_bytes(), MAX_PIXELS)
         except ImageTooLargeError as error:
-            _say(f"left out, because it is too large ({error}): {path}")
+            say(f"left out, because it is too large ({error}): {path}")
         except UndecodableImageError:
-            _say(f"left out, because it cannot be decoded as an image: {path}")
+            say(f"left out, because it cannot be decoded as an image: {path}")
         except OSError as error:
-            _say(f"left out, because it cannot be read ({error.strerror}): {path}")
+            say(f"left out, because it cannot be read ({error.strerror}): {path}")
         else:
-            yield observe(classifier, classifier.preprocess(image))
+            yield image
         if number % 100 == 0:
-            _say(f"{number} of {len(paths)} images")
+            say(f"{number} of {len(paths)} images")
+
+
+def observe_images(classifier: "Classifier", paths: Sequence[Path]) -> Iterator["Observation"]:
+    """Observe the images one by one, with progress on standard output; what cannot be decoded is named there."""
+    from model_server.features import observe  # noqa: PLC0415 - torch takes seconds
+
+    for image in read_images(paths, _say):
+        yield observe(classifier, classifier.preprocess(image))
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:

@@ -95,7 +95,7 @@ def test_a_malformed_manifest_is_explained(bundle: Path, text: bytes, message: s
 @pytest.mark.parametrize("field", [*FIELDS, "weights_sha256"])
 def test_a_missing_field_is_named(bundle: Path, field: str) -> None:
     edit(bundle, **{field: None})
-    with pytest.raises(BundleError, match=f"model.yaml lacks the field {field}.$"):
+    with pytest.raises(BundleError, match=f"model.yaml lacks the field {field}[.,;]"):
         read_bundle(bundle)
 
 
@@ -104,14 +104,21 @@ def test_a_missing_field_is_named(bundle: Path, field: str) -> None:
     [
         ("version", 1.0),
         ("name", ""),
+        ("name", "../fruits"),
+        ("name", "-fruits"),
+        ("version", "1 of 2"),
+        ("version", "1" * 65),
         ("classes", ["apple"]),
         ("classes", ["apple", "apple"]),
         ("input_size", 0),
         ("input_size", "wide"),
         ("mean", [0.5, 0.5]),
+        ("mean", [123.7, 116.3, 103.5]),
+        ("mean", [0.5, float("nan"), 0.5]),
         ("std", [0.2, 0.0, 0.2]),
+        ("std", [58.4, 57.1, 57.4]),
+        ("std", [0.2, float("inf"), 0.2]),
         ("weights_sha256", "abc"),
-        ("colour", "red"),
     ],
 )
 def test_a_bad_field_is_named(bundle: Path, field: str, value: object) -> None:
@@ -119,6 +126,46 @@ def test_a_bad_field_is_named(bundle: Path, field: str, value: object) -> None:
     with pytest.raises(BundleError, match=rf"model\.yaml.* {field}[.\d]*( is .*)?\.$") as caught:
         read_bundle(bundle)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("input-size: 224", r"has the unknown field input-size; did you mean input_size\?$"),
+        ("colour: red", r"has the unknown field colour; known are name, version, .*, weights_sha256\.$"),
+        ("version: 1.0", r"version is 1\.0: input should be a valid string; put it in quotes\.$"),
+        ("version: 2026-11-22", r"version is datetime.*: input should be a valid string; put it in quotes\.$"),
+        ("classes: [yes, maybe]", r"classes\.0 is True: input should be a valid string; put it in quotes\.$"),
+        (
+            "mean: [123.7, 116.3, 103.5]",
+            r"mean is .* pixels scaled to 0\.\.1; divide those of pixels of 0\.\.255 by 255\.$",
+        ),
+    ],
+)
+def test_a_slip_of_the_pen_is_explained(bundle: Path, text: str, message: str) -> None:
+    edit(bundle, **{text.split(":", maxsplit=1)[0]: None})
+    with (bundle / "model.yaml").open("a") as manifest:
+        manifest.write(text + "\n")
+    with pytest.raises(BundleError, match="model.yaml:? " + message):
+        read_bundle(bundle)
+
+
+def test_a_manifest_without_checksum_is_given_it(bundle: Path) -> None:
+    edit(bundle, weights_sha256=None)
+    sha256 = hashlib.sha256(WEIGHTS).hexdigest()
+    with pytest.raises(BundleError, match=rf"of the weights\.pt beside it it is {sha256}\.$"):
+        read_bundle(bundle)
+
+
+def test_a_bundle_with_a_bad_field_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"model\.yaml: name is 'a b': only letters, digits"):
+        write_bundle(tmp_path / "bundle", WEIGHTS, {**FIELDS, "name": "a b"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_may_take_pixels_of_0_to_1_as_they_are(bundle: Path) -> None:
+    edit(bundle, mean=[0, 0, 0], std=[1, 1, 1])
+    assert read_bundle(bundle).manifest.std == (1, 1, 1)
 
 
 def test_a_bundle_is_written_with_its_reference(tmp_path: Path) -> None:

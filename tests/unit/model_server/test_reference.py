@@ -98,11 +98,11 @@ def edit(written: Path, *place: Any, value: object) -> None:
     ("place", "value", "message"),
     [
         (("images",), "many", "images is 'many': "),
-        (("colour",), 1, "colour is 1: "),
+        (("colour",), 1, "has the unknown field colour; known are images, edges, ratios"),
         (("edges", "hue"), [0.5], "edges is .* 'hue' is no feature, known are brightness, contrast"),
         (("edges", "predicted_class"), [0.5], "edges is .* 'predicted_class' is no feature"),
         (("ratios", "hue"), {"00": 1.0}, "ratios is .* 'hue' is no feature, known are .*, predicted_class"),
-        (("edges",), {}, "edges is {}: value error, brightness is missing"),
+        (("edges",), {}, "edges is {}: brightness is missing"),
         (("ratios",), {"brightness": {}}, "ratios is .* contrast is missing"),
         (("edges", "contrast"), [0.2, 0.2], "the edges of contrast must ascend"),
         (("edges", "contrast"), [0.3, 0.2], "the edges of contrast must ascend"),
