@@ -11,6 +11,7 @@ import logging
 import mmap
 import os
 import select
+import signal
 import socket
 import time
 from pathlib import Path
@@ -235,6 +236,7 @@ class Server(uvicorn.Server):
         return self._place.holder() not in {None, self._master}
 
     async def shutdown(self, sockets: Optional[List[socket.socket]] = None) -> None:
+        signal.alarm(int(DRAIN) + (self.config.timeout_graceful_shutdown or 0) + 10)  # no heartbeat renews it any more
         for server in self.servers:
             server.close()
         if self._is_succeeded():
