@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.integration.machines import SCENARIO, Machine, ModelServer, Prometheus
+from tests.integration.playbooks import Ansible
 
 FIGURES = pytest.StashKey[list[tuple[str, str]]]()
 
@@ -37,6 +38,11 @@ def model_server(server: Machine) -> ModelServer:
 @pytest.fixture(scope="session")
 def prometheus(server: Machine) -> Prometheus:
     return Prometheus(server)
+
+
+@pytest.fixture(scope="session")
+def ansible(tmp_path_factory: pytest.TempPathFactory) -> Ansible:
+    return Ansible.over_molecule(tmp_path_factory.mktemp("inventory"))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,237 @@
+"""Deployments and rollbacks while the seed's users are served: nobody notices, and one that fails changes nothing.
+
+The tests build on each other. What was deployed before them is deployed after them.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Tell
+from tests.integration.machines import MODEL_SERVER_PORT, Machine, docker, wait_until
+from tests.integration.playbooks import REPOSITORY, Ansible
+
+USERS = 100  # of the deployed configuration
+SPAWN_RATE = 25
+UNIT = "rollout-load"
+DEPLOY = ["ansible-playbook", "site.yml", "--tags", "model_server", "--limit", "server"]
+INTERRUPTED = ("PyTorch is installed", "Deployment is written down")  # tasks of the role
+HOME, DATA = "/opt/model-server", "/var/lib/model-server"
+NOT_CODE = {".git", ".venv", ".cache", ".pytest_cache", ".mypy_cache", ".ruff_cache", "build", "credentials", "results"}
+DRAIN = 6  # seconds in which the old workers leave, after a deployment
+
+
+@dataclass(frozen=True)
+class Deployment:
+    release: str
+    bundle: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    began: float  # seconds since the epoch
+    milliseconds: float
+    error: str
+
+
+class Users:
+    """The seed's, as Locust on the load host plays them, and what they were answered."""
+
+    def __init__(self, load: Machine, folder: str, tell: Tell) -> None:
+        self._load, self._folder, self._tell = load, folder, tell
+
+    def answers(self, since: float = 0, until: float = float("inf")) -> list[Answer]:
+        """Return what was on its way between two moments."""
+        lines = self._load.run("cat %s/requests.csv", self._folder).splitlines()
+        answers = [Answer(float(began), float(took), error) for began, took, error in csv.reader(lines[:-1])]
+        return [each for each in answers if each.began < until and each.began + each.milliseconds / 1000 > since]
+
+    @contextmanager
+    def served_throughout(self, what: str) -> Iterator[None]:
+        """Expect no failed request, and an answer in 300 ms at the 99th percentile, from entry to exit."""
+        since = time.time()
+        yield
+        until = time.time()
+        time.sleep(DRAIN)
+        answers, late = self.answers(since, until), self.answers(until)
+        quantiles = statistics.quantiles([answer.milliseconds for answer in answers], n=100)
+        p50, p99 = quantiles[49], quantiles[98]
+        failed = [answer for answer in answers + late if answer.error]
+        self._tell(
+            what,
+            f"{until - since:.1f} s: {len(failed)} of {len(answers)} requests failed, p50 {p50:.0f} ms, "
+            f"p99 {p99:.0f} ms, slowest {max(answer.milliseconds for answer in answers):.0f} ms",
+        )
+        assert failed == []
+        assert p99 < 300
+
+
+@pytest.fixture(scope="module")
+def users(load: Machine, tell: Tell) -> Iterator[Users]:
+    folder = load.run("mktemp --directory --tmpdir=/var/tmp", user="nobody")
+    docker("cp", str(Path(__file__).parent / "request_log.py"), f"{load.container}:{folder}")
+    deployed = load.run("sed -n 's/^locustfile = //p' /etc/locust/locust.conf")
+    command = f"locust --locustfile {deployed},{folder}/request_log.py --spawn-rate {SPAWN_RATE} --run-time 20m"
+    users = Users(load, folder, tell)
+    try:
+        load.run(f"systemd-run --unit {UNIT} --collect --uid nobody --working-directory {folder} {command}")
+        wait_until(lambda: len(users.answers()) > 2 * USERS, timeout=60, what="the load")
+        yield users
+    finally:
+        load.status("systemctl stop %s", UNIT)
+        load.run("rm --recursive %s", folder)
+
+
+class ServedModel:
+    """What of the model server is deployed, and what answers."""
+
+    def __init__(self, server: Machine, ansible: Ansible) -> None:
+        self._server, self._ansible = server, ansible
+
+    def deploy(self, repository: Path = REPOSITORY, bundle: Path | str = "") -> tuple[int, str]:
+        """Deploy, and return the play's exit status and what it says."""
+        variables = ["--extra-vars", f"model_server_bundle={bundle}"] if bundle else []
+        return self._ansible.attempt(*DEPLOY, *variables, repository=repository)
+
+    def kill_deployment(self, at: str, repository: Path) -> None:
+        self._ansible.kill_at(at, *DEPLOY, repository=repository)
+
+    def roll_back(self) -> tuple[int, str]:
+        return self._ansible.attempt("ansible-playbook", "playbooks/rollback.yml")
+
+    @property
+    def deployed(self) -> Deployment:
+        """What the links name, which is what the service was told to run."""
+        links = [self._server.run("readlink %s/current", place).rpartition("/")[2] for place in (HOME, DATA)]
+        lines = self._server.run("cat /run/model-server/deployment").splitlines()
+        running = dict(line.split(": ", 1) for line in lines if ": " in line)
+        assert [running["release"], running["bundle"]] == links
+        return Deployment(*links)
+
+    @property
+    def info(self) -> Mapping[str, str]:
+        """The labels of model_info."""
+        page = self._server.get(MODEL_SERVER_PORT, "/metrics").text
+        (labels,) = re.findall(r"^model_info\{(.*)\} 1\.0$", page, flags=re.MULTILINE)
+        return dict(re.findall(r'(\w+)="([^"]*)"', labels))
+
+    @property
+    def weights_sha256(self) -> str:
+        """The checksum of the weights of the current bundle."""
+        return self._server.run("sha256sum %s/current/weights.pt", DATA).split()[0]
+
+    def changed_bundle(self, directory: Path, statement: str) -> Path:
+        """Make a bundle of the current one by a statement that changes `state`, its dictionary of weights."""
+        code = f"""
+import hashlib, re, shutil, torch
+from pathlib import Path
+bundle = Path("/var/tmp/changed-bundle")
+shutil.rmtree(bundle, ignore_errors=True)
+shutil.copytree("{DATA}/current/", bundle)
+weights, manifest = bundle / "weights.pt", bundle / "model.yaml"
+state = torch.load(weights)
+{statement}
+torch.save(state, weights)
+digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+text = re.sub("(?m)^weights_sha256: .*$", "weights_sha256: " + digest, manifest.read_text())
+manifest.write_text(re.sub("(?m)^version: .*$", "version: '" + digest[:12] + "'", text))
+"""
+        self._server.run(f"{HOME}/current/venv/bin/python -W ignore -c %s", code)
+        docker("cp", f"{self._server.container}:/var/tmp/changed-bundle", str(directory / "bundle"))
+        self._server.run("rm --recursive /var/tmp/changed-bundle")
+        return directory / "bundle"
+
+
+@pytest.fixture(scope="module")
+def model(server: Machine, ansible: Ansible, users: Users) -> Iterator[ServedModel]:
+    model = ServedModel(server, ansible)
+    before = model.deployed
+    yield model
+    status, output = model.deploy()
+    assert status == 0, output
+    assert model.deployed == before
+
+
+def changed_code(directory: Path, change: str) -> Path:
+    """Copy the repository, and append to the code of the copy."""
+    copy = directory / "repository"
+    shutil.copytree(REPOSITORY, copy, ignore=lambda _, names: NOT_CODE.intersection(names), symlinks=True)
+    with (copy / "model_server" / "app.py").open("a") as code:
+        code.write(change)
+    return copy
+
+
+def test_users_are_served_while_nothing_happens(users: Users) -> None:
+    with users.served_throughout("no deployment"):
+        time.sleep(10)
+
+
+def test_new_code_after_two_interrupted_deployments(model: ServedModel, users: Users, tmp_path: Path) -> None:
+    before = model.deployed
+    repository = changed_code(tmp_path, f"# Another release, of {time.time()}.\n")
+    for task in INTERRUPTED:
+        with users.served_throughout(f"new code, killed at '{task}'"):
+            model.kill_deployment(task, repository)
+        assert model.info["release"] == before.release
+    with users.served_throughout("new code, by the next run"):
+        status, output = model.deploy(repository)
+
+    assert status == 0, output
+    assert model.deployed.release != before.release
+    assert model.deployed.bundle == before.bundle
+    assert model.info["release"] == model.deployed.release
+
+
+def test_new_weights(model: ServedModel, users: Users, tmp_path: Path) -> None:
+    before, weights = model.deployed, model.weights_sha256
+    bundle = model.changed_bundle(tmp_path, "state = {name: value * 1.0001 for name, value in state.items()}")
+    with users.served_throughout("new weights"):
+        status, output = model.deploy(bundle=bundle)
+
+    assert status == 0, output
+    assert model.deployed.bundle != before.bundle
+    assert model.info["sha256"] == model.weights_sha256 != weights
+
+
+def test_rollback(model: ServedModel, users: Users, tell: Tell) -> None:
+    with users.served_throughout("rollback"):
+        started = time.monotonic()
+        status, output = model.roll_back()
+        took = time.monotonic() - started
+
+    tell("rollback.yml", f"{took:.1f} s")
+    assert status == 0, output
+    assert took < 10
+
+
+def test_bundle_that_fails_its_check_is_refused(model: ServedModel, users: Users, tmp_path: Path) -> None:
+    before, info = model.deployed, model.info
+    bundle = model.changed_bundle(tmp_path, "state.popitem()")
+    with users.served_throughout("bundle that lacks weights"):
+        status, output = model.deploy(bundle=bundle)
+
+    assert status != 0
+    assert "weights.pt" in output
+    assert (model.deployed, model.info) == (before, info)
+
+
+def test_release_that_does_not_start_is_refused(model: ServedModel, users: Users, tmp_path: Path) -> None:
+    before, info = model.deployed, model.info
+    sentence = "model server: This release was made not to start."
+    repository = changed_code(tmp_path, f"\n\ndef app_from_environment() -> FastAPI:\n    sys.exit({sentence!r})\n")
+    with users.served_throughout("release that does not start"):
+        status, output = model.deploy(repository)
+
+    assert status != 0
+    assert sentence in output
+    assert (model.deployed, model.info) == (before, info)
