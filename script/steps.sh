@@ -102,3 +102,13 @@ install_torch() {
 torch_installed() {
   python -c 'import torch' 2>/dev/null || step "torch (CPU) is installed into .venv" install_torch
 }
+
+# Beside the virtual environment, for those who put it on PYTHONPATH: the server does without, and without numpy.
+# This release works with any torch; later ones ask for the very torch that they were built with.
+TORCHVISION=.cache/bench/torchvision
+install_torchvision() {
+  python -m pip install --disable-pip-version-check --no-compile --no-deps --target "$TORCHVISION" torchvision==0.16.2 numpy
+}
+torchvision_installed() {
+  [ -e "$TORCHVISION" ] || step "torchvision is installed into $TORCHVISION" install_torchvision
+}

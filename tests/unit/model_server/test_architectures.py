@@ -47,7 +47,7 @@ def test_without_torchvision_it_is_said_what_to_install(monkeypatch: pytest.Monk
 
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(
-        ArchitectureError, match="'resnet18'.*: set the role's variable model_server_torchvision to true"
+        ArchitectureError, match=r"'resnet18'.*: set the role's variable model_server_torchvision to true"
     ):
         build_network("resnet18", 3, 224, ())
 

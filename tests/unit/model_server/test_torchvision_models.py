@@ -1,0 +1,142 @@
+"""torchvision's classification models as bundles.
+
+script/test runs these in a process of their own: torchvision wants numpy, which the server does without.
+"""
+
+import importlib.util
+import io
+import warnings
+from pathlib import Path
+from typing import Any, Dict
+
+import pytest
+
+from model_server.bundle import BundleError, read_bundle, write_bundle
+from model_server.bundle_commands import main
+
+if importlib.util.find_spec("torchvision") is None:
+    pytest.skip("torchvision is not installed", allow_module_level=True)
+
+import torch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # its decoders may lack their libraries
+    from torchvision import models
+
+from model_server.weights import load_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+CLASSES = ("apple", "grapes", "lemon")
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def trained(name: str, **options: Any) -> Any:
+    """Return a model whose batch normalisation has seen something, and so does something."""
+    torch.manual_seed(0)
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False  # the default takes seconds
+    model = models.get_model(name, weights=None, num_classes=len(CLASSES), **options)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def load(path: Path, model: Any, architecture: str, input_size: int, **changes: Any) -> Any:
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    fields: Dict[str, object] = {
+        "name": "fruits",
+        "version": "1.0",
+        "architecture": architecture,
+        "classes": CLASSES,
+        "input_size": input_size,
+    }
+    write_bundle(path, buffer.getvalue(), {**fields, **IMAGENET, **changes})
+    return load_model(read_bundle(path))
+
+
+def pixels(size: int) -> Any:
+    torch.manual_seed(1)
+    return torch.randint(0, 256, (1, 3, size, size)).float().contiguous(memory_format=torch.channels_last)
+
+
+def normalised(size: int) -> Any:
+    mean, std = (torch.tensor(IMAGENET[key]).view(3, 1, 1) for key in ("mean", "std"))
+    return (pixels(size) / 255 - mean) / std
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("resnet18", {}, 128),
+        ("mobilenet_v3_small", {}, 224),
+        ("efficientnet_b0", {}, 96),
+        ("squeezenet1_1", {}, 64),
+        ("swin_t", {}, 64),
+        ("googlenet", {"aux_logits": True}, 96),
+        ("googlenet", {"aux_logits": False}, 96),
+        ("inception_v3", {"aux_logits": True}, 128),
+        ("inception_v3", {"aux_logits": False}, 128),
+    ],
+)
+def test_logits_are_those_of_torchvision(name: str, options: Dict[str, Any], size: int, tmp_path: Path) -> None:
+    model = trained(name, **options)
+    with torch.inference_mode():
+        expected = model(normalised(size))
+        logits = load(tmp_path / "bundle", model, name, size)(pixels(size))
+    assert expected.shape == (1, 3)
+    scale = float(expected.abs().max())  # of untrained networks it may be tiny
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_that_undo_the_normalisation_are_served_with_halves(name: str, tmp_path: Path) -> None:
+    """Their pretrained weights come with transform_input, of which a state dict says nothing; docs/bundles.md does."""
+    model = trained(name, transform_input=True, aux_logits=False)
+    halves = (0.5, 0.5, 0.5)
+    with torch.inference_mode():
+        expected = model(normalised(128))
+        logits = load(tmp_path / "bundle", model, name, 128, mean=halves, std=halves)(pixels(128))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ("resnet-18", r"'resnet-18', neither fruit_classifier nor torchscript nor .* did you mean resnet18 or .*\?$"),
+        ("MobileNet_V3_Small", r"did you mean mobilenet_v3_small or .*\?$"),
+        ("fcn_resnet50", "'fcn_resnet50', neither .* nor a classification model of torchvision; did you mean"),
+        ("perceptron", r"; known are torchvision's, like resnet18\.$"),
+    ],
+)
+def test_an_unknown_architecture_is_explained(architecture: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=rf"model\.yaml: architecture is .*{message}"):
+        load(tmp_path / "bundle", trained("squeezenet1_1"), architecture, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "size", "message"),
+    [
+        ("inception_v3", "inception_v3", 32, "inception_v3 fails with an image of 32×32 pixels, the input_size of"),
+        ("vit_b_32", "vit_b_32", 256, r"input_size of model\.yaml: Wrong image height! Expected 224 but got 256"),
+        ("resnet18", "resnet34", 64, r"does not fit resnet18: it has layer1\.2\.conv1\.weight, .* more too many"),
+        ("resnet34", "resnet18", 64, r"does not fit resnet34: it lacks layer1\.2\.conv1\.weight, .* and \d+ more\.$"),
+    ],
+)
+def test_what_does_not_fit_is_explained(name: str, model: str, size: int, message: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=message):
+        load(tmp_path / "bundle", trained(model), name, size)
+
+
+def test_a_bundle_is_made_and_packed_by_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(trained("mobilenet_v3_small").state_dict(), tmp_path / "trained.pt")
+    bundle, archive = str(tmp_path / "bundle"), str(tmp_path / "fruits.tar.gz")
+    about = ["--name", "fruits", "--version", "1.0", "--architecture", "mobilenet_v3_small", "--classes", *CLASSES]
+    main(["create", bundle, "--weights", str(tmp_path / "trained.pt"), *about])
+    main(["pack", bundle, archive])
+    said = capsys.readouterr().out
+    assert "architecture: mobilenet_v3_small, for images of 224×224 pixels" in said
+    assert "model_server_torchvision: true" in said
