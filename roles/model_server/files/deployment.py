@@ -1,0 +1,365 @@
+#!/usr/bin/python3
+"""Rolls the model server of this host over to another deployment: a release, a bundle and settings.
+
+What serves goes on serving until the new one has checked itself, and is put back where that fails.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+SERVICE = "model-server.service"
+SOCKET = "model-server.socket"
+KEPT = 3  # releases, and bundles
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+HEADER = "# since release bundle settings\n"
+LINES = 20  # of the journal, where it has no sentence of the model server's
+
+
+class DeploymentError(Exception):
+    """A deployment that did not come about; the message says why."""
+
+
+class Deployment(NamedTuple):
+    """What serves: the names of two directories, and of a file with settings."""
+
+    release: str
+    bundle: str
+    settings: str
+
+    def __str__(self) -> str:
+        return f"release {self.release} with bundle {self.bundle}"
+
+
+class Entry(NamedTuple):
+    """A line of the history; `since` is in UTC."""
+
+    since: str
+    deployment: Deployment
+
+
+class State(NamedTuple):
+    """What the service starts from: the targets of two links and the content of files, None where there is none."""
+
+    links: Dict[Path, Optional[str]]
+    files: Dict[Path, Optional[bytes]]
+
+
+class Host:
+    """The files of the model server, and what systemd says of it; tests have a `root` of their own."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        home, data = root / "opt/model-server", root / "var/lib/model-server"
+        etc, units = root / "etc/model-server", root / "etc/systemd/system"
+        self.releases, self.release = home / "releases", home / "current"
+        self.bundles, self.bundle = data / "bundles", data / "current"
+        self.kept_settings, self.history = data / "settings", data / "deployments"
+        self.next = etc / "next"  # what the last play asked for
+        self.deployment, self.settings = etc / "deployment", etc / "model-server.env"
+        self.service, self.socket = units / SERVICE, units / SOCKET
+        self.running = root / "run/model-server/deployment"  # copied from `deployment` by the service
+        self.lock = root / "run/lock/model-server-deployment"
+
+    def state(self) -> State:
+        links = {link: os.readlink(str(link)) if link.is_symlink() else None for link in (self.bundle, self.release)}
+        files = (self.settings, self.service, self.socket, self.deployment)
+        return State(links, {file: file.read_bytes() if file.exists() else None for file in files})
+
+    def put(self, state: State) -> None:
+        for file, content in state.files.items():
+            replace_file(file, content)
+        for link, target in state.links.items():
+            replace_link(link, target)
+
+    def is_active(self) -> bool:
+        return run("systemctl", "is-active", SERVICE).stdout.strip() in ("active", "reloading")
+
+    def can_reload(self) -> bool:
+        answer = run("systemctl", "show", "--property=CanReload", "--value", SERVICE).stdout.strip()
+        return answer == "yes" and self.is_active()
+
+    def restart(self, move_socket: bool, cursor: str) -> None:
+        if move_socket:  # it cannot move while it is open
+            run("systemctl", "stop", SOCKET)
+        run("systemctl", "reset-failed", SERVICE)
+        self.tell("restart", cursor)
+
+    def tell(self, verb: str, cursor: str) -> None:
+        """Have the service reloaded or restarted.
+
+        Raises:
+            DeploymentError: it failed; the message is what the service has said since `cursor`.
+        """
+        answer = run("systemctl", verb, SERVICE)
+        if answer.returncode:
+            raise DeploymentError(said_since(cursor) or answer.stderr.strip())
+
+    def deployed(self) -> Optional[Deployment]:
+        """Return what should serve."""
+        return parsed(self.deployment.read_bytes()) if self.deployment.exists() else None
+
+    def entries(self) -> List[Entry]:
+        """Return the history, oldest first."""
+        lines = self.history.read_text().splitlines() if self.history.exists() else []
+        rows = [line.split() for line in lines if not line.startswith("#")]
+        return [Entry(row[0], Deployment(*row[1:])) for row in rows if len(row) == 4]  # none that was cut short
+
+    def choices(self) -> List[Entry]:
+        """Return what can be gone back to, latest first, each pair of a release and a bundle once."""
+        found: Dict[Sequence[str], Entry] = {}
+        for entry in reversed(self.entries()):
+            if self.is_complete(entry.deployment) and self.settings_of(entry.deployment).exists():
+                found.setdefault(entry.deployment[:2], entry)
+        return list(found.values())
+
+    def is_complete(self, deployment: Deployment) -> bool:
+        release = self.releases / deployment.release
+        files = (release / ".complete", release / "release.env")
+        return all(file.is_file() for file in files) and (self.bundles / deployment.bundle).is_dir()
+
+    def settings_of(self, deployment: Deployment) -> Path:
+        return self.kept_settings / f"{deployment.settings}.env"
+
+    def record(self, deployment: Deployment) -> None:
+        """Note that this serves from now on, unless that is known."""
+        entries = self.entries()
+        if entries and entries[-1].deployment == deployment:
+            return
+        self.kept_settings.mkdir(mode=0o750, exist_ok=True)
+        replace_file(self.settings_of(deployment), self.settings.read_bytes())
+        entries.append(Entry(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), deployment))
+        lines = [" ".join((entry.since, *entry.deployment)) + "\n" for entry in entries]
+        replace_file(self.history, "".join((HEADER, *lines)).encode())
+
+    def prune(self) -> None:
+        """Remove what is no longer to be gone back to, and what never served."""
+        choices = [entry.deployment for entry in self.choices()]
+        releases = list(dict.fromkeys(choice.release for choice in choices))[:KEPT]
+        # A release that is kept needs the bundle that it served last.
+        last = {choice.release: choice.bundle for choice in reversed(choices)}
+        bundles = list(dict.fromkeys(choice.bundle for choice in choices))[:KEPT] + [last[name] for name in releases]
+        settings = [
+            self.settings_of(choice).name
+            for choice in choices
+            if choice.release in releases and choice.bundle in bundles
+        ]
+        for directory, names in ((self.releases, releases), (self.bundles, bundles), (self.kept_settings, settings)):
+            for path in directory.iterdir():
+                if path.name not in names:
+                    remove(path)
+
+
+def roll_over(host: Host, deployment: Deployment, files: Dict[Path, Optional[bytes]]) -> None:
+    """Let a deployment serve, started from these files.
+
+    Raises:
+        DeploymentError: it does not serve; what served before has been put back.
+    """
+    if not host.is_complete(deployment):
+        raise DeploymentError(f"On this host {deployment} is not complete.")
+    links = {host.bundle: host.bundles / deployment.bundle, host.release: host.releases / deployment.release}
+    wanted, former = State({link: str(target) for link, target in links.items()}, files), host.state()
+    new_units = any(former.files[unit] != files[unit] for unit in (host.service, host.socket))
+    move_socket = former.files[host.socket] not in (None, files[host.socket])
+    # What runs must know how to hand over: asked before systemd reads a unit that it was not started by.
+    served, can_reload = host.is_active(), host.can_reload() and not move_socket
+    cursor = end_of_journal()
+    try:
+        host.put(wanted)
+        if new_units:
+            check_units(host)
+            run("systemctl", "daemon-reload")
+        if can_reload:
+            if new_units:  # what runs is not started by them yet, should this end before the restart
+                replace_file(host.deployment, naming(deployment, former.files[host.deployment] or b""))
+            host.tell("reload", cursor)
+        if new_units or not can_reload:
+            replace_file(host.deployment, files[host.deployment])
+            host.restart(move_socket, cursor)
+    except (DeploymentError, OSError) as error:
+        failure = f"{deployment} does not serve:\n{error}"
+        if None in (*former.links.values(), *former.files.values()):  # the first one: there is nothing to go back to
+            raise DeploymentError(failure) from error
+        host.put(former)
+        if new_units:
+            run("systemctl", "daemon-reload")
+        if served and (move_socket or not host.is_active()):
+            try:
+                host.restart(move_socket, end_of_journal())
+            except DeploymentError as second:
+                raise DeploymentError(f"{failure}\nWhat served before does not start either:\n{second}") from error
+        raise DeploymentError(
+            f"{failure}\n{host.deployed()} {'goes on' if served else 'is in its place again'}."
+        ) from error
+
+
+def apply(host: Host) -> str:
+    """Let serve what the last play has laid out."""
+    content = (host.next / "deployment").read_bytes()
+    deployment = parsed(content)
+    if deployment is None:
+        raise DeploymentError(f"{host.next}/deployment names no release, bundle and settings.")
+    files: Dict[Path, Optional[bytes]] = {
+        file: (host.next / file.name).read_bytes() for file in (host.settings, host.service, host.socket)
+    }
+    roll_over(host, deployment, {**files, host.deployment: content})
+    host.record(deployment)
+    host.prune()
+    return f"{deployment} serves."
+
+
+def rollback(host: Host, release: str) -> str:
+    """Let serve what served before, or the named release with the bundle and settings that it served with last."""
+    serving, choices = host.deployed(), [entry.deployment for entry in host.choices()]
+    if serving is None:
+        raise DeploymentError("Nothing has been deployed on this host yet; run site.yml.")
+    if release:
+        named = [choice for choice in choices if choice.release == release]
+        if not named:
+            names = ", ".join(dict.fromkeys(choice.release for choice in choices))
+            raise DeploymentError(f"There is no release {release!r} to go back to; there are: {names or 'none'}.")
+        wanted = named[0]
+    else:
+        others = [choice for choice in choices if choice[:2] != serving[:2]]
+        if not others:
+            raise DeploymentError(f"There is nothing to go back to: {serving} serves, and this host keeps no other.")
+        wanted = others[0]
+    if wanted == serving:
+        return f"{serving} serves already; nothing was changed."
+    started, files = time.monotonic(), dict(host.state().files)
+    files[host.settings] = host.settings_of(wanted).read_bytes()
+    files[host.deployment] = naming(wanted, files[host.deployment] or b"")
+    roll_over(host, wanted, files)
+    host.record(wanted)
+    return f"{serving} served; {wanted} serves now, {time.monotonic() - started:.1f} s later."
+
+
+def choices(host: Host) -> str:
+    """Show what can be gone back to, latest first."""
+    serving = host.deployed()
+    return "\n".join(
+        f"{entry.since} {entry.deployment}{', which serves' if entry.deployment == serving else ''}"
+        for entry in host.choices()
+    )
+
+
+def parsed(content: bytes) -> Optional[Deployment]:
+    """Return what the lines `release: …`, `bundle: …` and `settings: …` name; None when a name is missing."""
+    fields = dict(line.split(": ", 1) for line in content.decode().splitlines() if ": " in line)
+    names = [fields.get(field, "") for field in Deployment._fields]
+    return Deployment(*names) if all(NAME.fullmatch(name) for name in names) else None
+
+
+def naming(deployment: Deployment, content: bytes) -> bytes:
+    """Return the lines of a file `deployment`, about another one."""
+    text = content.decode()
+    for field, name in deployment._asdict().items():
+        text = re.sub(rf"(?m)^{field}: .*$", f"{field}: {name}", text)
+    return text.encode()
+
+
+def check_units(host: Host) -> None:
+    """Raise DeploymentError for units that systemd does not take; each of the two is only valid beside the other."""
+    answer = run("systemd-analyze", "verify", str(host.socket), str(host.service))
+    if answer.returncode:
+        raise DeploymentError(answer.stderr.strip())
+
+
+def end_of_journal() -> str:
+    shown = run("journalctl", "--lines=1", "--output=cat", "--show-cursor", "--no-pager", "--quiet").stdout
+    return shown.rpartition("-- cursor: ")[2].strip()
+
+
+def said_since(cursor: str) -> str:
+    """Return the model server's sentences in its journal since then; where there are none, its last lines."""
+    run("journalctl", "--sync")
+    options = ("--unit", SERVICE, f"--after-cursor={cursor}", "--output=json", "--no-pager", "--quiet")
+    entries = [json.loads(line) for line in run("journalctl", *options).stdout.splitlines()]
+    lines = [str(entry.get("MESSAGE")) for entry in entries if entry.get("SYSLOG_IDENTIFIER") != "systemd"]
+    sentences = [line for line in lines if line.startswith("model server: ")]
+    return "\n".join(dict.fromkeys(sentences) if sentences else lines[-LINES:])
+
+
+def run(*command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)  # noqa: S603
+
+
+def replace_file(path: Path, content: Optional[bytes]) -> None:
+    """Replace a file in one step, if it differs; it belongs to whom its directory belongs to."""
+    if content is None:
+        path.unlink()
+        return
+    if path.exists() and path.read_bytes() == content:
+        return
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_bytes(content)
+    directory = path.parent.stat()
+    os.chown(str(beside), directory.st_uid, directory.st_gid)
+    beside.chmod(0o640 if path.suffix == ".env" else 0o644)
+    beside.replace(path)
+
+
+def replace_link(path: Path, target: Optional[str]) -> None:
+    if target is None:
+        path.unlink()
+        return
+    beside = path.with_name(f".{path.name}.new")
+    if beside.is_symlink():  # of a run that was killed
+        beside.unlink()
+    beside.symlink_to(target)
+    beside.replace(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a release, a bundle or a file; half of it is never found under its name."""
+    beside = path.with_name(f"{path.name}.partial") if path.suffix != ".partial" else path
+    path.replace(beside)
+    if beside.is_dir():
+        shutil.rmtree(str(beside))
+    else:
+        beside.unlink()
+
+
+def main(arguments: Optional[Sequence[str]] = None, root: Path = Path("/")) -> None:
+    """Run the command line; ends with a sentence and exit status 1 when what was asked for does not serve."""
+    parser = argparse.ArgumentParser(prog="model-server-deployment", description=__doc__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.required = True
+    commands.add_parser("apply", help="what the last play has laid out in /etc/model-server/next")
+    back = commands.add_parser("rollback", help="what served before; going back twice goes forth again")
+    back.add_argument("release", nargs="?", default="", help="a certain one, with the bundle that it served with last")
+    commands.add_parser("list", help="what can be gone back to, latest first")
+    options = parser.parse_args(arguments)
+    host = Host(root)
+    try:
+        if options.command == "list":
+            print(choices(host))  # noqa: T201 - a command's answer
+            return
+        # Whoever started this may go, with an SSH connection or by Ctrl-C: links and service are not left apart.
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        with host.lock.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another one, whose play was killed, comes to its end first
+            serving = host.deployed()
+            if (
+                serving is not None
+                and host.running.exists()
+                and host.running.read_bytes() == host.deployment.read_bytes()
+            ):
+                host.record(serving)  # one that ended before it could
+            print(apply(host) if options.command == "apply" else rollback(host, options.release))  # noqa: T201
+    except (DeploymentError, OSError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+"""Rolling over on a host: what serves, what is put back, what is kept; the files are real, systemctl is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAM = Path(__file__).parents[3] / "roles" / "model_server" / "files" / "deployment.py"
+FAILURE = "model server: weights.pt has another checksum."
+# Reloads and restarts as the real one, and copies what should run to what runs; a bundle named `bad` does not load.
+SYSTEMCTL = """\
+#!/bin/sh
+cd "$(dirname "$0")/.."
+echo "$*" >>log
+case $1 in
+  is-active) if [ -e active ]; then echo active; else echo inactive; fi ;;
+  show) if [ -e can_reload ]; then echo yes; else echo no; fi ;;
+  stop) rm active ;;
+  restart | reload)
+    [ "$1" = reload ] || rm -f active
+    bundle=$(realpath var/lib/model-server/current)
+    case $bundle in */bad) echo "Job for model-server.service failed." >&2; exit 1 ;; esac
+    touch active
+    cp etc/model-server/deployment run/model-server/deployment
+    release=$(realpath opt/model-server/current)
+    echo "${release##*/} ${bundle##*/} $(cat etc/model-server/model-server.env)" >>served ;;
+esac
+"""
+JOURNALCTL = f"""\
+#!/bin/sh
+case "$*" in
+  *--show-cursor*) echo "-- cursor: s=1" ;;
+  *--output=json*)
+    cat <<'JOURNAL'
+{{"MESSAGE": "{FAILURE}", "SYSLOG_IDENTIFIER": "python"}}
+{{"MESSAGE": "Traceback", "SYSLOG_IDENTIFIER": "python"}}
+{{"MESSAGE": "{FAILURE}", "SYSLOG_IDENTIFIER": "python"}}
+{{"MESSAGE": "Reload failed.", "SYSLOG_IDENTIFIER": "systemd"}}
+JOURNAL
+esac
+"""
+
+
+class Machine:
+    """A root directory with the releases a, b, c… and the bundles that a test asks for."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for place in ("opt/model-server/releases", "var/lib/model-server/bundles", "etc/model-server/next", "bin"):
+            (root / place).mkdir(parents=True)
+        for place in ("etc/systemd/system", "run/model-server", "run/lock"):
+            (root / place).mkdir(parents=True)
+        for name, text in (("systemctl", SYSTEMCTL), ("journalctl", JOURNALCTL), ("systemd-analyze", "#!/bin/sh\n")):
+            (root / "bin" / name).write_text(text)
+            (root / "bin" / name).chmod(0o755)
+        (root / "can_reload").touch()
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        code = f"import pathlib, runpy; runpy.run_path({str(PROGRAM)!r})['main'](root=pathlib.Path({str(self.root)!r}))"
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env={**os.environ, "PATH": f"{self.root / 'bin'}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def lay_out(self, release: str, bundle: str, settings: str = "1", unit: str = "u", socket: str = "s") -> None:
+        """Do what the role does before it rolls over."""
+        directory = self.root / "opt/model-server/releases" / release
+        directory.mkdir(exist_ok=True)
+        for name in (".complete", "release.env"):
+            (directory / name).touch()
+        (self.root / "var/lib/model-server/bundles" / bundle).mkdir(exist_ok=True)
+        files = {
+            "deployment": f"release: {release}\nbundle: {bundle}\nsettings: {settings}\nunits: {unit}{socket}\n",
+            "model-server.env": f"settings {settings}",
+            "model-server.service": unit,
+            "model-server.socket": socket,
+        }
+        for name, text in files.items():
+            (self.root / "etc/model-server/next" / name).write_text(text)
+
+    def deploy(self, *names: str, **options: str) -> subprocess.CompletedProcess[str]:
+        self.lay_out(*names, **options)
+        return self.run("apply")
+
+    def rollback(self, *release: str) -> subprocess.CompletedProcess[str]:
+        return self.run("rollback", *release)
+
+    @property
+    def served(self) -> list[str]:
+        """What has served, one after the other."""
+        return (self.root / "served").read_text().splitlines()
+
+    def names(self, place: str) -> set[str]:
+        return {path.name for path in (self.root / place).iterdir()}
+
+    def told(self) -> list[str]:
+        """What systemd was told to do with the service."""
+        verbs = [line.split()[0] for line in (self.root / "log").read_text().splitlines()]
+        return [verb for verb in verbs if verb in ("reload", "restart", "stop", "daemon-reload")]
+
+    def texts(self) -> dict[str, Any]:
+        """What a start would serve."""
+        files = ("model-server/model-server.env", "model-server/deployment", "systemd/system/model-server.service")
+        links = ("opt/model-server", "var/lib/model-server")
+        return {
+            **{file: (self.root / "etc" / file).read_text() for file in files},
+            **{link: (self.root / link / "current").resolve().name for link in links},
+        }
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_first_deployment_is_started_and_noted(machine: Machine) -> None:
+    result = machine.deploy("a", "m")
+
+    assert result.returncode == 0, result.stderr
+    assert machine.told() == ["daemon-reload", "restart"]
+    header, line = (machine.root / "var/lib/model-server/deployments").read_text().splitlines()
+    assert header.startswith("#")
+    assert line.split()[1:] == ["a", "m", "1"]
+
+
+def test_next_deployment_is_a_reload(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    (machine.root / "log").unlink()
+
+    assert machine.deploy("b", "n", settings="2").stdout == "release b with bundle n serves.\n"
+
+    assert machine.told() == ["reload"]
+    assert machine.served[-1] == "b n settings 2"
+
+
+def test_new_unit_is_reloaded_first_and_then_restarted(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    (machine.root / "log").unlink()
+
+    machine.deploy("b", "m", unit="other")
+
+    assert machine.told() == ["daemon-reload", "reload", "restart"]
+    assert "units: others" in (machine.root / "run/model-server/deployment").read_text()
+
+
+def test_what_cannot_hand_over_is_restarted(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    (machine.root / "can_reload").unlink()
+    (machine.root / "log").unlink()
+
+    machine.deploy("b", "m")
+
+    assert machine.told() == ["restart"]
+
+
+def test_socket_that_moves_is_closed_first(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    (machine.root / "log").unlink()
+
+    machine.deploy("a", "m", socket="other")
+
+    assert machine.told() == ["daemon-reload", "stop", "restart"]
+
+
+@pytest.mark.parametrize("unit", ["u", "other"])
+def test_what_fails_leaves_all_as_it_was(machine: Machine, unit: str) -> None:
+    machine.deploy("a", "m")
+    before = machine.texts()
+
+    result = machine.deploy("b", "bad", settings="2", unit=unit)
+
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"release b with bundle bad does not serve:\n{FAILURE}\nrelease a with bundle m goes on.\n"
+    )
+    assert machine.texts() == before
+    assert machine.served == ["a m settings 1"]
+    assert (machine.root / "active").exists()
+
+
+def test_what_fails_in_a_restart_is_put_back_and_started(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    (machine.root / "can_reload").unlink()
+
+    assert machine.deploy("b", "bad").returncode == 1
+
+    assert machine.served == ["a m settings 1", "a m settings 1"]
+    assert (machine.root / "active").exists()
+
+
+def test_first_deployment_that_fails_says_why(machine: Machine) -> None:
+    result = machine.deploy("a", "bad")
+
+    assert result.stderr == f"release a with bundle bad does not serve:\n{FAILURE}\n"
+    assert not (machine.root / "var/lib/model-server/deployments").exists()
+
+
+def test_incomplete_release_is_not_served(machine: Machine) -> None:
+    machine.lay_out("a", "m")
+    (machine.root / "opt/model-server/releases/a/.complete").unlink()
+
+    assert machine.run("apply").stderr == "On this host release a with bundle m is not complete.\n"
+
+
+def test_rolling_back_twice_goes_forth_and_back(machine: Machine) -> None:
+    machine.deploy("a", "m", settings="1")
+    machine.deploy("b", "n", settings="2")
+
+    first, second = machine.rollback(), machine.rollback()
+
+    assert first.stdout.startswith("release b with bundle n served; release a with bundle m serves now, ")
+    assert second.stdout.startswith("release a with bundle m served; release b with bundle n serves now, ")
+    assert machine.served[-2:] == ["a m settings 1", "b n settings 2"]
+
+
+def test_rollback_passes_over_changes_of_settings(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    machine.deploy("b", "m", settings="1")
+    machine.deploy("b", "m", settings="2")
+
+    machine.rollback()
+
+    assert machine.served[-1] == "a m settings 1"
+
+
+def test_named_release_comes_with_its_last_bundle(machine: Machine) -> None:
+    for release, bundle in (("a", "m"), ("a", "n"), ("b", "n"), ("c", "m")):
+        machine.deploy(release, bundle)
+
+    assert machine.rollback("a").returncode == 0
+
+    assert machine.served[-1] == "a n settings 1"
+
+
+def test_rollback_leaves_units_and_socket_alone(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    machine.deploy("b", "m", unit="other", socket="other")
+    (machine.root / "log").unlink()
+
+    machine.rollback()
+
+    assert machine.told() == ["reload"]
+    assert machine.texts()["systemd/system/model-server.service"] == "other"
+    assert machine.texts()["model-server/deployment"].splitlines()[0] == "release: a"
+
+
+def test_rollback_that_fails_leaves_all_as_it_was(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    machine.deploy("b", "m")
+    before = machine.texts()
+    for link in (machine.root / "var/lib/model-server/bundles/m",):
+        link.rename(link.with_name("bad"))
+        link.symlink_to("bad")
+
+    result = machine.rollback()
+
+    assert result.returncode == 1
+    assert result.stderr.endswith("release b with bundle m goes on.\n")
+    assert machine.texts()["model-server/deployment"] == before["model-server/deployment"]
+
+
+def test_nothing_to_go_back_to_is_told(machine: Machine) -> None:
+    nothing = machine.rollback()
+    machine.deploy("a", "m")
+
+    assert nothing.stderr == "Nothing has been deployed on this host yet; run site.yml.\n"
+    assert machine.rollback().stderr == (
+        "There is nothing to go back to: release a with bundle m serves, and this host keeps no other.\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["d", "../a", "a/../a", "/"])
+def test_unknown_release_is_told_with_those_that_are_there(machine: Machine, name: str) -> None:
+    machine.deploy("a", "m")
+    machine.deploy("b", "m")
+
+    assert machine.rollback(name).stderr == f"There is no release {name!r} to go back to; there are: b, a.\n"
+
+
+def test_release_that_serves_is_left_alone(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    served = machine.served
+
+    assert machine.rollback("a").stdout == "release a with bundle m serves already; nothing was changed.\n"
+    assert machine.served == served
+
+
+def test_three_releases_and_bundles_are_kept(machine: Machine) -> None:
+    for number in range(5):
+        machine.deploy(f"r{number}", f"b{number}", settings=str(number))
+
+    assert machine.names("opt/model-server/releases") == {"r2", "r3", "r4"}
+    assert machine.names("var/lib/model-server/bundles") == {"b2", "b3", "b4"}
+    assert machine.names("var/lib/model-server/settings") == {"2.env", "3.env", "4.env"}
+    assert [line.split()[1:3] for line in machine.run("list").stdout.splitlines()]
+
+
+def test_all_that_is_listed_can_be_gone_back_to(machine: Machine) -> None:
+    for release, bundle in (("a", "m"), ("b", "n"), ("b", "o"), ("b", "p"), ("b", "q")):
+        machine.deploy(release, bundle)
+
+    listed = machine.run("list").stdout.splitlines()
+
+    assert [line.split(" ", 1)[1] for line in listed] == [
+        "release b with bundle q, which serves",
+        "release b with bundle p",
+        "release b with bundle o",
+        "release a with bundle m",
+    ]
+    assert machine.rollback("a").returncode == 0
+    assert machine.names("var/lib/model-server/bundles") == {"m", "o", "p", "q"}
+
+
+def test_what_never_served_is_removed_by_the_next_that_does(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    machine.deploy("b", "bad")
+    (machine.root / "var/lib/model-server/bundles/n.partial").mkdir()
+    assert "b" in machine.names("opt/model-server/releases"), "removed before another one served"
+
+    machine.deploy("c", "m")
+
+    assert machine.names("opt/model-server/releases") == {"a", "c"}
+    assert machine.names("var/lib/model-server/bundles") == {"m"}
+
+
+def test_end_of_the_play_does_not_end_a_roll_over(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    (machine.root / "bin/systemctl").write_text(SYSTEMCTL.replace("cd ", "kill -HUP $PPID; kill -TERM $PPID; cd "))
+
+    assert machine.deploy("b", "m").returncode == 0
+
+    assert machine.served[-1] == "b m settings 1"
+
+
+def test_deployment_whose_program_was_killed_is_noted_by_the_next(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    machine.deploy("b", "m")
+    history = machine.root / "var/lib/model-server/deployments"
+    history.write_text("".join(history.read_text().splitlines(keepends=True)[:-1]) + "2026-11-22T1")
+
+    machine.deploy("c", "m")
+    machine.rollback()
+
+    assert machine.served[-1] == "b m settings 1"
