@@ -149,7 +149,7 @@ def _judge(classifier: "Classifier", labelled: Dict[str, List[Path]], folder: Pa
 
 
 def _share(hits: int, count: int) -> str:
-    return f"{hits / count:.1%} of {count} images" if count else "no image"
+    return f"{hits / count:.1%} of {count} image{'s' * (count > 1)}" if count else "no image"
 
 
 def _archive(files: Dict[str, bytes]) -> bytes:

@@ -1,13 +1,15 @@
 import hashlib
+import re
 from pathlib import Path
 from typing import Any, Dict
 
 import pytest
 import yaml
 
-from model_server.bundle import BundleError, read_bundle, write_bundle
+from model_server.bundle import BundleError, Manifest, read_bundle, write_bundle
 from model_server.reference import build
 
+ROOT = Path(__file__).parents[3]
 WEIGHTS = b"any bytes: nothing here is unpickled"
 FIELDS: Dict[str, Any] = {
     "name": "fruits",
@@ -166,6 +168,17 @@ def test_a_bundle_with_a_bad_field_is_not_written(tmp_path: Path) -> None:
 def test_a_model_may_take_pixels_of_0_to_1_as_they_are(bundle: Path) -> None:
     edit(bundle, mean=[0, 0, 0], std=[1, 1, 1])
     assert read_bundle(bundle).manifest.std == (1, 1, 1)
+
+
+def test_the_page_has_every_field_and_an_example_that_is_valid() -> None:
+    page = (ROOT / "docs" / "bundles.md").read_text(encoding="utf-8")
+    fields = page.split("\n## Fields of `model.yaml`\n")[1].split("\n## ")[0]
+    assert re.findall("^### `(.+)`$", fields, re.MULTILINE) == list(Manifest.model_fields)
+    example = yaml.safe_load(fields.split("```yaml\n")[1].split("```")[0])
+    assert list(example) == list(Manifest.model_fields)
+    Manifest.model_validate(example)
+    lowest, highest = Manifest.model_fields["input_size"].metadata
+    assert f"{lowest.ge} to {highest.le}" in fields.split("### `input_size`")[1]
 
 
 def test_a_bundle_is_written_with_its_reference(tmp_path: Path) -> None:

@@ -5,14 +5,18 @@ script/test runs these in a process of their own: torchvision wants numpy, which
 
 import importlib.util
 import io
+import shlex
 import warnings
 from pathlib import Path
+from random import Random
 from typing import Any, Dict
 
 import pytest
 
+from model_server import reference
 from model_server.bundle import BundleError, read_bundle, write_bundle
 from model_server.bundle_commands import main
+from model_server.drawings import draw_fruit
 
 if importlib.util.find_spec("torchvision") is None:
     pytest.skip("torchvision is not installed", allow_module_level=True)
@@ -131,12 +135,24 @@ def test_what_does_not_fit_is_explained(name: str, model: str, size: int, messag
         load(tmp_path / "bundle", trained(model), name, size)
 
 
-def test_a_bundle_is_made_and_packed_by_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(trained("mobilenet_v3_small").state_dict(), tmp_path / "trained.pt")
-    bundle, archive = str(tmp_path / "bundle"), str(tmp_path / "fruits.tar.gz")
-    about = ["--name", "fruits", "--version", "1.0", "--architecture", "mobilenet_v3_small", "--classes", *CLASSES]
-    main(["create", bundle, "--weights", str(tmp_path / "trained.pt"), *about])
-    main(["pack", bundle, archive])
+def test_the_commands_of_the_page_lead_from_weights_to_an_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "bundles.md").read_text(encoding="utf-8")
+    block = page.split("```sh\n")[1].split("```")[0].replace("\\\n", "")
+    monkeypatch.chdir(tmp_path)
+    torch.save(trained("resnet18").state_dict(), "trained.pt")
+    for place in ("typical-images", *(f"validation/{name}" for name in CLASSES)):
+        Path(place).mkdir(parents=True)
+        for number in range(10):
+            draw_fruit("apple", Random(number), 64, 48).save(f"{place}/{number}.png")
+    mains = {"model_server.bundle": main, "model_server.reference": reference.main}
+    for line in block.splitlines():
+        python, option, module, *arguments = shlex.split(line)
+        assert (python, option) == ("python", "-m")
+        mains[module](arguments)
     said = capsys.readouterr().out
-    assert "architecture: mobilenet_v3_small, for images of 224×224 pixels" in said
+    assert "architecture: resnet18, for images of 224×224 pixels" in said
+    assert "of 30 images" in said
     assert "model_server_torchvision: true" in said
+    assert Path("fruits-1.0.tar.gz").exists()
