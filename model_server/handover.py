@@ -1,8 +1,8 @@
 """Hands the socket over to a new gunicorn without losing a request: `systemctl reload model-server`.
 
 systemd runs this with the environment and the release that a start would have now. gunicorn's master, told by
-SIGUSR2, starts the new one as its child (`prepare_successor`), which inherits the socket, loads the model and checks
-itself. Once its workers serve it is the service's main process, and the old one is told to stop.
+SIGUSR2, starts the new one (`prepare_successor`), which inherits the socket, loads the model and checks itself.
+Once its workers serve it is the service's main process, and the old one is told to stop.
 """
 
 import contextlib
@@ -43,6 +43,9 @@ def prepare_successor(server: Any, runtime_dir: Optional[Path]) -> None:
         order = runtime_dir / ORDER
         python, environment = json.loads(order.read_text(encoding="utf-8"))
         order.unlink()
+        # systemd would not notice the end of a main process that is no child of its own.
+        if os.fork():
+            os._exit(0)
         # gunicorn has moved systemd's sockets to other descriptors, but says that they are where they were.
         spare = [fcntl.fcntl(listener.fileno(), fcntl.F_DUPFD_CLOEXEC, 100) for listener in server.LISTENERS]
         if server.systemd:

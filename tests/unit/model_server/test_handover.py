@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Event
 from typing import Any, Callable, Dict, List
 
@@ -52,6 +53,7 @@ def test_a_handover_loses_no_request(server: Server, encode: Encode) -> None:
                 done = hand_over(server, MODEL_SERVER_RELEASE=release)
                 assert (done.returncode, done.stderr) == (0, "")
                 assert not is_alive(server.master)
+                assert parent(serving(server)) not in {server.master, server.process.pid}, "systemd's own child"
                 server.master = serving(server)
                 assert len(server.workers()) == 2
                 assert any(f"('release', '{release}')" in name for name in server.samples())
@@ -144,6 +146,10 @@ def test_a_master_that_is_gone_is_told_in_a_sentence(server: Server) -> None:
     assert done.returncode == 1
     assert done.stderr == "model server: handover: there is no process 999999999 to take over from.\n"
     assert not (server.runtime_dir / ORDER).exists()
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _target(server: Server) -> str:
