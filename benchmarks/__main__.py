@@ -1,132 +1,243 @@
-"""The model server beside the seed's app, under the same load: `script/bench`. README.md has the method.
+"""The model server beside the seed's app, on this machine, which should have nothing else to do.
 
-Prints a table, writes results.json and exits with 1 where a bar is missed.
+Prints what it measures and a table of figures, writes these to results.json and into README.md, and exits with 1
+where a bar is missed. README.md has the method.
 """
 
 import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from contextlib import ExitStack
 from importlib.metadata import distributions, version
 from pathlib import Path
-from statistics import median
-from typing import Dict, List
+from statistics import median, quantiles
+from typing import Any, Dict, List
 
-from benchmarks.load import predict
-from benchmarks.servers import REPOSITORY, TORCHVISION, System, ours, running, seed
+from benchmarks import loop, metrics, users
+from benchmarks.figures import README, RESULTS, is_met, judge, put_into_readme
+from benchmarks.load import Connection, multipart, one_by_one, photo, predict
+from benchmarks.servers import REPOSITORY, TORCHVISION, WORKERS, System, ours, running, seed
 
-RESULTS = Path(__file__).parent / "results.json"
-IMAGE = REPOSITORY / "load_test" / "images" / "apple_640x480.jpg"
+IMAGES = REPOSITORY / "load_test" / "images"
+IMAGE = IMAGES / "apple_640x480.jpg"
+SYSTEMS = {"seed": seed(), "exact": ours("exact"), "fast": ours("fast", decoding="fast")}
 WARM_UP = 3  # seconds
 MEGABYTE = 1e6
+FIRST_USERS = 120
+REPLACEMENTS = 100
+Measured = Dict[str, List[float]]
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A measured figure and the bar that it has to meet; `better` is "lower" or "higher"."""
+class Bench:
+    """Takes the figures, in rounds of all systems in turns.
 
-    name: str
-    value: float
-    bar: float
-    better: str
-    unit: str
+    Attributes:
+        measured: of each round, by what was measured and of which system; in seconds, bytes and requests a second.
+    """
 
-    @property
-    def met(self) -> bool:
-        return self.value <= self.bar if self.better == "lower" else self.value >= self.bar
+    def __init__(self, rounds: int, seconds: int) -> None:
+        self.rounds, self.seconds = rounds, seconds
+        self.measured: Measured = defaultdict(list)
+        self._begun = time.monotonic()
+        self._image = IMAGE.read_bytes()
+        self._photo = photo()
+        self._answers: Dict[str, str] = {}
+        self._bodies = [multipart(path.read_bytes()) for path in sorted(IMAGES.glob("*.jpg"))]
 
+    def say(self, line: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - self._begun), 60)
+        print(f"{minutes:3}:{seconds:02}  {line}", flush=True)
 
-def measure(system: System, image: bytes, seconds: int) -> Dict[str, float]:
-    """Start a system with two workers, load it, and measure it; all in seconds, bytes and requests a second."""
-    with running(system, image) as server:
-        predict(server.url, image, connections=16, seconds=WARM_UP)
-        before = server.cpu_seconds()
-        steady = predict(server.url, image, connections=16, seconds=seconds)
-        cpu = (server.cpu_seconds() - before) / steady.requests
-        crowd = predict(server.url, image, connections=64, seconds=seconds)
+    def run(self) -> Dict[str, float]:
+        """Measure everything, and return the values by the names of their bars."""
+        minutes = self.rounds * (8 * self.seconds + 40) / 60
+        self.say(f"servers under load, and the loop without HTTP: {self.rounds} rounds, about {minutes:.0f} minutes")
+        for _ in range(self.rounds):
+            for name, system in SYSTEMS.items():
+                self._load(name, system)
+            for decoding in ("exact", "fast"):
+                self._loop(decoding)
+            self._further_worker()
+        self._users()
+        self._metrics()
+        self._scrapes()
+        return self._values()
+
+    def _load(self, name: str, system: System) -> None:
+        with running(system, self._image) as server:
+            predict(server.url, self._image, connections=16, seconds=WARM_UP)
+            answer = json.loads(Connection(server.url).predict(multipart(self._image)))
+            self._answers[name] = answer["likely_class"]
+            before = server.cpu_seconds()
+            steady = predict(server.url, self._image, connections=16, seconds=self.seconds)
+            cpu = (server.cpu_seconds() - before) / steady.requests
+            found = {"cpu": cpu, "rate": steady.rate, "start": server.cold_start}
+            if name != "fast":
+                crowd = predict(server.url, self._image, connections=64, seconds=self.seconds)
+                found.update(p50=crowd.p50, p99=crowd.p99, spread=crowd.max / crowd.p50)
+            found["memory"] = server.pss_bytes()
+            if name != "exact":
+                found["photo"] = median(one_by_one(server.url, self._photo, count=2 * self.seconds))
+        for key, value in found.items():
+            self.measured[f"{name} {key}"].append(value)
+        crowd_line = (
+            f"p50, p99 of 64 {found['p50'] * 1e3:4.0f} {found['p99'] * 1e3:4.0f} ms  " if "p50" in found else ""
+        )
+        photo_line = f"photo {found['photo'] * 1e3:3.0f} ms  " if "photo" in found else ""
+        self.say(
+            f"{name:<5}  {cpu * 1e3:5.2f} ms CPU a request  {found['rate']:4.0f} requests/s  {crowd_line}{photo_line}"
+            f"{found['memory'] / MEGABYTE:.0f} MB  start {found['start']:.1f} s"
+        )
+
+    def _loop(self, decoding: str) -> None:
+        cpu, likely_class = loop.measure(decoding, IMAGE, self.seconds / 2)
+        if likely_class != self._answers[decoding]:
+            raise RuntimeError(f"The loop says {likely_class}, but the server said {self._answers[decoding]}.")
+        self.measured[f"{decoding} loop"].append(cpu)
+        self.say(f"loop without HTTP, {decoding}: {cpu * 1e3:.2f} ms CPU an image")
+
+    def _further_worker(self) -> None:
+        """Measure what a third and a fourth worker have for themselves, on average."""
+        with running(SYSTEMS["exact"], self._image, workers=WORKERS + 2) as server:
+            predict(server.url, self._image, connections=16, seconds=WARM_UP + self.seconds)
+            memory = server.pss_bytes()
+        self.measured["further worker"].append((memory - self.measured["exact memory"][-1]) / 2)
+        self.say(f"a further worker: {self.measured['further worker'][-1] / MEGABYTE:.1f} MB")
+
+    def _users(self) -> None:
+        cpus = sorted(os.sched_getaffinity(0))
+        generator, servers = cpus[0], cpus[1:] or cpus
+        minutes = (8 + 6 * self.rounds) * (self.seconds + users.ARRIVAL + 3) / 60
+        self.say(
+            f"Locust users that are served well: the server on processor {servers[0]}, Locust on {generator}; "
+            f"{self.rounds} rounds, about {minutes:.0f} minutes"
+        )
+        found: Dict[str, float] = {"seed": FIRST_USERS / 1.5, "exact": 2 * FIRST_USERS / 1.5}
+        step = 1.5
+        with ExitStack() as stack:
+            urls = {
+                name: stack.enter_context(running(system, self._image, cpus=servers[:1])).url
+                for name, system in (("seed", seed()), ("exact", ours("exact", fault_injection="true")))
+            }
+            for _ in range(self.rounds):
+                searches = {name: users.Search(round(found[name] * step), step) for name in urls}
+                while any(search.next for search in searches.values()):
+                    for name, search in searches.items():
+                        if search.next:
+                            self._try(name, urls[name], search.next, search, generator)
+                for name, search in searches.items():
+                    self.measured[f"{name} users"].append(search.kept)
+                    found[name] = max(1, median(self.measured[f"{name} users"]))
+                self.say(", ".join(f"{name}: {search.kept} users" for name, search in searches.items()))
+                step = 1.12  # the next ones search around what this one found
+
+    def _try(self, name: str, url: str, count: int, search: users.Search, cpu: int) -> None:
+        service = users.serve(url, count, self.seconds, cpu)
+        search.learn(count, service.kept)
+        self.say(
+            f"{name:<5}  {count:4} users  {service.requests / self.seconds:4.0f} requests/s  "
+            f"p50 {service.p50} ms, p99 {service.p99} ms, {service.failures} failed: "
+            f"{'kept' if service.kept else 'not kept'}"
+        )
+
+    def _metrics(self) -> None:
+        rounds = 2 * self.rounds + 1
+        self.say(f"CPU time of a request with metrics and without: {rounds} rounds, about {rounds * 0.3:.0f} minutes")
+        for _ in range(rounds):
+            on, off = metrics.compare(self._image, self._bodies)
+            self.measured["with metrics"].append(on)
+            self.measured["without metrics"].append(off)
+            self.say(f"with {on * 1e3:.2f} ms, without {off * 1e3:.2f} ms: {on / off:.3f}")
+
+    def _scrapes(self) -> None:
+        count = 40 * self.seconds
+        self.say(
+            f"scrapes of {metrics.WORKERS} workers under {metrics.RATE} requests/s, before and after {REPLACEMENTS} of "
+            "them were replaced: about 3 minutes"
+        )
+        with running(ours("exact"), self._image, metrics.WORKERS) as server:
+            for when, replaced in (("before", 0), ("after", REPLACEMENTS)):
+                metrics.replace_workers(server, replaced)
+                seconds = metrics.scrape(server, self._bodies, count)
+                self.measured[f"scrape p50 {when}"] = [median(seconds)]
+                self.measured[f"scrape p99 {when}"] = [quantiles(seconds, n=100)[98]]
+                self.say(
+                    f"{when}: p50 {median(seconds) * 1e3:.1f} ms, p99 {quantiles(seconds, n=100)[98] * 1e3:.1f} ms, "
+                    f"longest {max(seconds) * 1e3:.1f} ms"
+                )
+
+    def _values(self) -> Dict[str, float]:
+        def of(key: str) -> float:
+            return median(self.measured[key])
+
+        def to_seed(name: str, key: str) -> float:
+            return of(f"{name} {key}") / of(f"seed {key}")
+
+        pairs = zip(self.measured["with metrics"], self.measured["without metrics"])
         return {
-            "cpu": cpu,
-            "rate": steady.rate,
-            "p99": crowd.p99,
-            "spread": crowd.max / crowd.p50,
-            "memory": server.pss_bytes(),
-            "start": server.cold_start,
+            "CPU time of a request, exact, to the seed's": to_seed("exact", "cpu"),
+            "CPU time of a request, fast, to the seed's": to_seed("fast", "cpu"),
+            "CPU time of a request, exact, to a loop without HTTP": of("exact cpu") / of("exact loop"),
+            "CPU time of a request, fast, to a loop without HTTP": of("fast cpu") / of("fast loop"),
+            "throughput at 16 connections, exact, to the seed's": to_seed("exact", "rate"),
+            "throughput at 16 connections, fast, to the seed's": to_seed("fast", "rate"),
+            "p99 at 64 connections": of("exact p99"),
+            "longest to median at 64 connections": of("exact spread"),
+            "12-megapixel photo, fast, p50, to the seed's": to_seed("fast", "photo"),
+            "memory of two workers, to the seed's": to_seed("exact", "memory"),
+            "memory of a further worker": of("further worker") / MEGABYTE,
+            "cold start, to the seed's": to_seed("exact", "start"),
+            "Locust users, to the seed's": of("exact users") / max(1, of("seed users")),
+            "CPU time of a request, with metrics to without": median(on / off for on, off in pairs),
+            "scrape under load, p99": of("scrape p99 before"),
+            "scrape after 100 replaced workers, p99": of("scrape p99 after"),
+            "scrape after 100 replaced workers, p50, to before": of("scrape p50 after") / of("scrape p50 before"),
         }
 
 
-def further_worker(image: bytes) -> float:
-    """Return the bytes of memory that a fourth, third worker has for itself, on average."""
-    sizes = []
-    for workers in (2, 4):
-        with running(ours(), image, workers) as server:
-            predict(server.url, image, connections=16, seconds=WARM_UP)
-            sizes.append(server.pss_bytes())
-    return (sizes[1] - sizes[0]) / 2
-
-
-def figures(rounds: int, seconds: int) -> List[Figure]:
-    """Measure both systems in turns, and compare their medians."""
-    image = IMAGE.read_bytes()
-    measured: Dict[str, List[Dict[str, float]]] = {"seed": [], "ours": []}
-    for number in range(1, rounds + 1):
-        for name, system in (("seed", seed()), ("ours", ours())):
-            found = measure(system, image, seconds)
-            measured[name].append(found)
-            print(
-                f"round {number}  {name:<5} {found['cpu'] * 1e3:6.2f} ms CPU a request  {found['rate']:6.0f} requests/s"
-                f"  p99 of 64 {found['p99'] * 1e3:6.0f} ms  {found['memory'] / MEGABYTE:5.0f} MB"
-                f"  start {found['start']:5.2f} s",
-                flush=True,
-            )
-
-    def of(name: str, key: str) -> float:
-        return median(found[key] for found in measured[name])
-
-    def ratio(key: str) -> float:
-        return of("ours", key) / of("seed", key)
-
-    return [
-        Figure("CPU time of a request, to the seed's", ratio("cpu"), 0.62, "lower", "ratio"),
-        Figure("throughput at 16 connections, to the seed's", ratio("rate"), 1.6, "higher", "ratio"),
-        Figure("p99 at 64 connections", of("ours", "p99"), 0.3, "lower", "s"),
-        Figure("longest to median at 64 connections", of("ours", "spread"), 4, "lower", "ratio"),
-        Figure("memory of two workers, to the seed's", ratio("memory"), 0.6, "lower", "ratio"),
-        Figure("memory of a further worker", further_worker(image) / MEGABYTE, 60, "lower", "MB"),
-        Figure("cold start, to the seed's", ratio("start"), 1, "lower", "ratio"),
-    ]
-
-
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog="script/bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="each with both systems, in turns (default: 3)")
-    parser.add_argument("--seconds", type=int, default=10, help="of each load (default: 10)")
-    options = parser.parse_args()
-    found = figures(options.rounds, options.seconds)
-    print()
-    for figure in found:
-        at = "at most" if figure.better == "lower" else "at least"
-        verdict = "met" if figure.met else "MISSED"
-        print(f"{figure.name:<45} {figure.value:7.3g} {figure.unit:<6} {at} {figure.bar:<5g} {verdict}")
-    versions = {name: version(name) for name in ("torch", "fastapi", "uvicorn", "gunicorn", "pillow")}
-    versions |= {"torchvision": next(iter(distributions(name="torchvision", path=[str(TORCHVISION)]))).version}
-    report = {
+def report(figures: List[Dict[str, Any]], measured: Measured) -> Dict[str, Any]:
+    """Put figures together with where and when they were taken, and with the medians that they come from."""
+    names = ("torch", "fastapi", "starlette", "uvicorn", "gunicorn", "pillow", "locust")
+    versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    versions["torchvision"] = next(iter(distributions(name="torchvision", path=[str(TORCHVISION)]))).version
+    return {
         "machine": {"cpus": os.cpu_count(), "processor": processor(), "system": platform.platform()},
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": versions,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "figures": [asdict(figure) for figure in found],
+        "figures": figures,
+        "medians": {key: median(values) for key, values in measured.items()},
     }
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    sys.exit(0 if all(figure.met for figure in found) else 1)
 
 
 def processor() -> str:
     """Return the processor's name, as the kernel has it."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="script/bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="each with all systems, in turns (default: 3)")
+    parser.add_argument("--seconds", type=int, default=10, help="of each load (default: 10)")
+    options = parser.parse_args()
+    # Ended in any way, it takes its servers with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    bench = Bench(options.rounds, options.seconds)
+    figures = judge(bench.run())
+    print()
+    for figure in figures:
+        at = "at most" if figure["better"] == "lower" else "at least"
+        verdict = "met" if is_met(figure) else "MISSED"
+        print(f"{figure['name']:<53} {figure['value']:8.3g} {figure['unit']:<6} {at} {figure['bar']:<5g} {verdict}")
+    RESULTS.write_text(json.dumps(report(figures, bench.measured), indent=2) + "\n", encoding="utf-8")
+    README.write_text(put_into_readme(README.read_text(encoding="utf-8"), figures), encoding="utf-8")
+    sys.exit(0 if all(map(is_met, figures)) else 1)
 
 
 if __name__ == "__main__":

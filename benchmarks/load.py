@@ -1,10 +1,20 @@
-"""Load: wrk for requests as fast as they are answered, from the loopback; it takes little of the machine itself."""
+"""Load from the loopback: wrk, which takes little of the machine itself, and single requests one after the other."""
 
+import http.client
+import io
 import json
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
+from typing import Any, List, Optional
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from model_server.drawings import draw_fruit
 
 BOUNDARY = "benchmark"
 # Prints what wrk measured as one line of JSON; times in wrk are in microseconds.
@@ -64,3 +74,49 @@ def predict(url: str, image: bytes, connections: int, seconds: int) -> Outcome:
     if outcome.failures:
         raise RuntimeError(f"{outcome.failures} of {outcome.requests} requests to {url} failed.")
     return outcome
+
+
+class Connection:
+    """A kept connection to a server. What is not answered with 200 raises RuntimeError."""
+
+    def __init__(self, url: str) -> None:
+        self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+
+    def predict(self, body: bytes) -> bytes:
+        headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+        return self._request("POST", "/predict", body, headers)
+
+    def scrape(self) -> bytes:
+        return self._request("GET", "/metrics")
+
+    def _request(self, method: str, path: str, body: Optional[bytes] = None, headers: Any = None) -> bytes:
+        self._connection.request(method, path, body, headers or {})
+        answer = self._connection.getresponse()
+        content = answer.read()
+        if answer.status != http.client.OK:
+            raise RuntimeError(f"{method} {path} was answered with {answer.status}: {content[:200]!r}")
+        return content
+
+
+def one_by_one(url: str, image: bytes, count: int) -> List[float]:
+    """Send an image some times, after once for nothing, and return the seconds until each answer."""
+    connection, body = Connection(url), multipart(image)
+    connection.predict(body)
+    seconds = []
+    for _ in range(count):
+        sent = time.perf_counter()
+        connection.predict(body)
+        seconds.append(time.perf_counter() - sent)
+    return seconds
+
+
+def photo() -> bytes:
+    """Return a JPEG of 4000×3000 pixels, the same each time, as large as a camera's: 3.4 MB."""
+    chance, width, height = Random("photo"), 4000, 3000
+    drawing = draw_fruit("apple", chance, width // 4, height // 4).resize((width, height), Image.Resampling.BICUBIC)
+    grain = Image.frombytes(
+        "L", (width, height), chance.getrandbits(8 * width * height).to_bytes(width * height, "big")
+    )
+    file = io.BytesIO()
+    Image.blend(drawing, grain.convert("RGB"), 0.08).save(file, "JPEG", quality=90)
+    return file.getvalue()

@@ -1,30 +1,16 @@
-"""What the metrics cost: CPU time of a request with and without them, and how long a scrape takes under load.
+"""What the metrics cost: CPU time of a request with and without them, and how long a scrape takes under load."""
 
-`python -m benchmarks.metrics` prints both and exits with 1 where a bar is missed. README.md has the method.
-"""
-
-import argparse
-import http.client
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from itertools import cycle
-from pathlib import Path
-from statistics import median, quantiles
-from typing import Any, List, Optional, Sequence
-from urllib.parse import urlsplit
+from typing import Any, List, Sequence
 
-from benchmarks.load import BOUNDARY, multipart
-from benchmarks.servers import BUNDLE, REPOSITORY, Server, ours, running
+from benchmarks.load import Connection
+from benchmarks.servers import Server, ours, running
 from model_server import app
-from model_server.bundle import REFERENCE
 
-IMAGES = REPOSITORY / "load_test" / "images"
-LARGEST_RATIO = 1.03
-LONGEST_SCRAPE = 0.010  # seconds, at p99
 TURNS = 20  # of all images, in a round
 WORKERS = 4
 SENDERS = 5
@@ -51,37 +37,14 @@ def app_without_metrics() -> Any:
     return app.app_from_environment()
 
 
-class Connection:
-    """A kept connection to a server."""
-
-    def __init__(self, url: str) -> None:
-        self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
-
-    def predict(self, body: bytes) -> None:
-        headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
-        self._request("POST", "/predict", body, headers)
-
-    def scrape(self) -> bytes:
-        return self._request("GET", "/metrics")
-
-    def _request(self, method: str, path: str, body: Optional[bytes] = None, headers: Any = None) -> bytes:
-        self._connection.request(method, path, body, headers or {})
-        answer = self._connection.getresponse()
-        content = answer.read()
-        if answer.status != http.client.OK:
-            raise RuntimeError(f"{method} {path} was answered with {answer.status}: {content[:200]!r}")
-        return content
-
-
-def compare(bundle: Path, bodies: Sequence[bytes]) -> List[float]:
+def compare(image: bytes, bodies: Sequence[bytes]) -> List[float]:
     """Return a request's CPU time in seconds with and without metrics: the kernel's account of the process tree.
 
     The servers take turns at every request, so that what else the machine does is the same for both. They are
     new ones each time, because where a process happens to lie in memory makes a difference of its own.
     """
-    image = (IMAGES / "apple_640x480.jpg").read_bytes()
-    without = ours("without metrics", app="benchmarks.metrics:app_without_metrics()", bundle=str(bundle))
-    with running(ours("with metrics", bundle=str(bundle)), image, workers=1) as on, running(without, image, 1) as off:
+    without = ours("without metrics", app="benchmarks.metrics:app_without_metrics()")
+    with running(ours("with metrics"), image, workers=1) as on, running(without, image, workers=1) as off:
         pair = [(server, Connection(server.url)) for server in (on, off)]
         for body in bodies:
             for _, connection in pair:
@@ -152,51 +115,3 @@ def replace_workers(server: Server, count: int) -> None:
             if time.monotonic() > deadline:
                 raise RuntimeError("A worker that was ended is not replaced.")
             time.sleep(0.02)
-
-
-def main(arguments: Optional[Sequence[str]] = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.metrics",
-        description="Measure what the metrics cost: a request's CPU time with and without them, and scrapes "
-        f"of {WORKERS} workers under {RATE} requests/s. Takes about four minutes.",
-    )
-    parser.add_argument(
-        "--bundle", type=Path, default=BUNDLE, help="trained first, if it is not there (default: %(default)s)"
-    )
-    parser.add_argument("--rounds", type=int, default=7, help="of the comparison, three or more (default: 7)")
-    parser.add_argument("--scrapes", type=int, default=400, help="in each of the two measurements (default: 400)")
-    parser.add_argument("--replacements", type=int, default=100, help="of workers, before the second (default: 100)")
-    options = parser.parse_args(arguments)
-    if not options.bundle.exists():
-        subprocess.run([sys.executable, "-m", "model_server.training", "--out", str(options.bundle)], check=True)
-    if not (options.bundle / REFERENCE).exists():
-        parser.error(f"{options.bundle} has no {REFERENCE}, and without it features are not counted.")
-    bodies = [multipart(path.read_bytes()) for path in sorted(IMAGES.glob("*.jpg"))]
-
-    print("CPU time of a request, ms   with   without   ratio")
-    ratios = []
-    for number in range(1, max(3, options.rounds) + 1):
-        on, off = compare(options.bundle, bodies)
-        ratios.append(on / off)
-        print(f"round {number:<21} {on * 1e3:5.2f}  {off * 1e3:8.2f}  {on / off:6.3f}", flush=True)
-    met = [verdict("ratio", median(ratios), LARGEST_RATIO, f"{min(ratios):.3f} to {max(ratios):.3f}")]
-
-    image = (IMAGES / "apple_640x480.jpg").read_bytes()
-    with running(ours("with metrics", bundle=str(options.bundle)), image, WORKERS) as server:
-        for replaced in (0, options.replacements):
-            replace_workers(server, replaced)
-            seconds = scrape(server, bodies, options.scrapes)
-            middle = f"p50 {median(seconds) * 1e3:.1f} ms, longest {max(seconds) * 1e3:.1f} ms"
-            p99 = quantiles(seconds, n=100)[98]
-            met.append(verdict(f"scrape p99 after {replaced} replacements, s", p99, LONGEST_SCRAPE, middle))
-    sys.exit(0 if all(met) else 1)
-
-
-def verdict(name: str, value: float, bar: float, spread: str) -> bool:
-    print(f"{name}: {value:.4g} ({spread}); at most {bar} {'holds' if value <= bar else 'MISSED'}", flush=True)
-    return value <= bar
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,6 @@
 """The systems under test, as real gunicorn servers on the loopback, and what they use of the machine."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Iterator, List, Sequence
+from typing import Collection, Dict, Iterator, List, Optional, Sequence
 
 import httpx
 
@@ -18,7 +19,9 @@ REPOSITORY = Path(__file__).parents[1]
 CACHE = REPOSITORY / ".cache" / "bench"
 BUNDLE = CACHE / "bundle"
 TORCHVISION = CACHE / "torchvision"  # only the seed's app sees what is installed here
+WORKERS = 2
 READY_SECONDS = 60
+STOP_SECONDS = 20
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -31,7 +34,7 @@ class System:
     environment: Dict[str, str] = field(default_factory=dict)
 
 
-def ours(name: str = "exact", app: str = "", **settings: str) -> System:
+def ours(name: str, app: str = "", **settings: str) -> System:
     """The model server; `settings` are its own, `app` another application to run in its place."""
     environment = {f"MODEL_SERVER_{key.upper()}": value for key, value in settings.items()}
     arguments = ["--config", "python:model_server.gunicorn_conf", *([app] if app else [])]
@@ -78,8 +81,10 @@ class Server:
 
 
 @contextmanager
-def running(system: System, image: bytes, workers: int = 2) -> Iterator[Server]:
-    """Start a system, wait for its first prediction, and end it.
+def running(
+    system: System, image: bytes, workers: int = WORKERS, cpus: Optional[Collection[int]] = None
+) -> Iterator[Server]:
+    """Start a system, wait for its first prediction, and end it; `cpus` are all that it may run on.
 
     Raises:
         RuntimeError: it does not answer; the message ends with what it printed.
@@ -98,7 +103,12 @@ def running(system: System, image: bytes, workers: int = 2) -> Iterator[Server]:
         command = [sys.executable, "-m", "gunicorn", *system.arguments]
         command += ["--workers", str(workers), "--bind", f"127.0.0.1:{port}"]
         started = time.monotonic()
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
+        if cpus is not None:
+            command = ["taskset", "--cpu-list", ",".join(map(str, cpus)), *command]
+        # In a session of its own, so that Ctrl-C does not reach it before this is done with it.
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             url = f"http://127.0.0.1:{port}"
             if not _answers(process, url, image):
@@ -107,10 +117,11 @@ def running(system: System, image: bytes, workers: int = 2) -> Iterator[Server]:
             yield Server(process, url, time.monotonic() - started)
         finally:
             process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+            with contextlib.suppress(ProcessLookupError):  # which is as it should be
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _free_port() -> int:

@@ -1,0 +1,65 @@
+"""The limit: the model server's own decoding, preprocessing and forward pass in a plain loop, without HTTP.
+
+`python -m benchmarks.loop DECODING SECONDS IMAGE` prints, as JSON, the CPU seconds of an image and its class.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Tuple
+
+from benchmarks.servers import BUNDLE, REPOSITORY, WORKERS
+from model_server.preprocessing import load, open_image
+
+MAX_PIXELS = 50_000_000
+WARM_UP = 50  # images
+
+
+def measure(decoding: str, image: Path, seconds: float) -> Tuple[float, str]:
+    """Return the CPU seconds of an image and its class, of as many loops at once as the servers have workers.
+
+    Raises:
+        subprocess.CalledProcessError: a loop failed; it said why.
+    """
+    command = [sys.executable, "-m", "benchmarks.loop", decoding, str(seconds), str(image)]
+    loops = []
+    try:
+        loops = [subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) for _ in range(WORKERS)]
+        printed = [loop.communicate()[0] for loop in loops]
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+    for loop in loops:
+        if loop.returncode:
+            raise subprocess.CalledProcessError(loop.returncode, command)
+    answers = [json.loads(lines) for lines in printed]
+    return mean(answer["cpu"] for answer in answers), answers[0]["likely_class"]
+
+
+def main() -> None:
+    from model_server.bundle import read_bundle  # noqa: PLC0415 - this one imports torch
+    from model_server.classifier import Classifier  # noqa: PLC0415
+
+    decoding, seconds, image = sys.argv[1], float(sys.argv[2]), Path(sys.argv[3]).read_bytes()
+    classifier = Classifier(read_bundle(BUNDLE))
+    fast_for = classifier.manifest.input_size if decoding == "fast" else None
+
+    def classify() -> str:
+        pixels = classifier.preprocess(load(open_image(image, MAX_PIXELS), fast_for))
+        return classifier.classify(pixels).likely_class
+
+    for _ in range(WARM_UP):
+        likely_class = classify()
+    count, begun, until = 0, time.process_time(), time.monotonic() + seconds
+    while time.monotonic() < until:
+        classify()
+        count += 1
+    print(json.dumps({"cpu": (time.process_time() - begun) / count, "likely_class": likely_class}))
+
+
+if __name__ == "__main__":
+    main()

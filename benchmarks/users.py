@@ -1,0 +1,98 @@
+"""The seed's Locust users: how many of them a server has time for."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from typing import Dict, Optional
+
+from benchmarks.servers import REPOSITORY
+
+LONGEST_P50, LONGEST_P99 = 50, 300  # milliseconds
+# The seed cuts connections after two idle seconds, at times under a request. Latencies are to decide, not this.
+MOST_FAILURES = 0.05
+ARRIVAL = 5  # seconds that all users come in; they are not counted
+PRECISION = 1.06  # of the search: what is kept to what is not
+
+
+@dataclass(frozen=True)
+class Service:
+    """What users got; latencies in milliseconds, as Locust rounds them: to two digits."""
+
+    requests: int
+    failures: int
+    p50: int
+    p99: int
+
+    @property
+    def kept(self) -> bool:
+        answered = self.requests > 0 and self.failures <= MOST_FAILURES * self.requests
+        return answered and self.p50 < LONGEST_P50 and self.p99 < LONGEST_P99
+
+
+def serve(url: str, users: int, seconds: int, cpu: int) -> Service:
+    """Let users of load_test/locustfile.py, who live on one processor, ask a server for some seconds.
+
+    Raises:
+        RuntimeError: Locust could not run.
+    """
+    command = ["taskset", "--cpu-list", str(cpu), sys.executable, "-m", "locust"]
+    command += ["--locustfile", "load_test/locustfile.py", "--headless", "--only-summary", "--skip-log", "--json"]
+    command += ["--host", url, "--users", str(users), "--spawn-rate", str(users / ARRIVAL), "--reset-stats"]
+    command += ["--run-time", f"{ARRIVAL + seconds}s", "--exit-code-on-error", "0"]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise RuntimeError(f"Locust failed: {run.stderr[-2000:]}")
+    entries = json.loads(run.stdout)
+    times: Counter[int] = Counter()
+    for entry in entries:
+        times.update({int(milliseconds): count for milliseconds, count in entry["response_times"].items()})
+    failures = sum(entry["num_failures"] for entry in entries)
+    return Service(sum(times.values()), failures, percentile(times, 0.5), percentile(times, 0.99))
+
+
+def percentile(times: Dict[int, int], share: float) -> int:
+    """Return the time that a share (0..1) of the requests took at most; 0 if there is none."""
+    due = share * sum(times.values())
+    passed = 0
+    for milliseconds in sorted(times):
+        passed += times[milliseconds]
+        if passed >= due:
+            return milliseconds
+    return 0
+
+
+class Search:
+    """Finds the most users that a server keeps: doubles or halves them until both ends are known, then bisects.
+
+    Attributes:
+        kept: the most users that were served well, 0 for none.
+        missed: the fewest that were not, None as long as all were.
+    """
+
+    def __init__(self, first: int, step: float) -> None:
+        """Begin at `first` users, and go on by the factor `step`, above 1."""
+        self.kept = 0
+        self.missed: Optional[int] = None
+        self._next, self._step = first, step
+
+    @property
+    def next(self) -> Optional[int]:
+        """Users to try next; None when the answer is known."""
+        return self._next if self._next >= 1 and not self._is_known() else None
+
+    def learn(self, users: int, kept: bool) -> None:
+        if kept:
+            self.kept = max(self.kept, users)
+        else:
+            self.missed = users if self.missed is None else min(self.missed, users)
+        if self.missed is None:
+            self._next = round(self.kept * self._step)
+        elif not self.kept:
+            self._next = int(self.missed / self._step)
+        else:
+            self._next = round((self.kept * self.missed) ** 0.5)
+
+    def _is_known(self) -> bool:
+        return self.missed is not None and self.kept > 0 and self.missed <= self.kept * PRECISION
