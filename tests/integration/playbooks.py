@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,14 +64,18 @@ class Ansible:
         assert status == 0, output
         return output
 
-    def kill_at(self, words: str, *command: str, repository: Path = REPOSITORY) -> None:
-        """Start a command, and kill it and all of its children when it says `words`."""
+    def kill_at(self, words: str, delay: float, *command: str, repository: Path = REPOSITORY) -> None:
+        """Start a command, and kill it and all of its children some seconds after it says `words`.
+
+        What runs on the host by then goes on, as it does when a controller dies.
+        """
         said = ""
         with self.start(*command, repository=repository) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 said += line
                 if words in line:
+                    time.sleep(delay)
                     for pid in _with_descendants(process.pid):
                         with suppress(ProcessLookupError):
                             os.kill(pid, signal.SIGKILL)

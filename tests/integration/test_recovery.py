@@ -88,8 +88,11 @@ def test_killed_worker_takes_only_its_own_requests_along(model_server: ModelServ
     assert answered(scrapes[-1]) - answered(scrapes[0]) == pytest.approx(len(traffic.answered), abs=traffic.clients)
 
 
-def test_killed_master_refuses_no_connection(model_server: ModelServer, tell: Tell) -> None:
-    machine, master = model_server.machine, model_server.master()
+@pytest.mark.parametrize("began_by", ["restart", "reload"])
+def test_killed_master_refuses_no_connection(began_by: str, model_server: ModelServer, tell: Tell) -> None:
+    machine = model_server.machine
+    machine.run("systemctl %s model-server", began_by)  # after a reload, it is none that systemd has started
+    master = model_server.master()
 
     def restarted() -> bool:
         return model_server.master() not in {0, master} and machine.status("systemctl is-active model-server") == 0
@@ -103,7 +106,7 @@ def test_killed_master_refuses_no_connection(model_server: ModelServer, tell: Te
             time.sleep(0.5)
             scrapes.append(model_server.counters())
 
-    tell("SIGKILL of gunicorn's master", f"another serves after {back:.1f} s; {told(traffic)}")
+    tell(f"SIGKILL of gunicorn's master, begun by a {began_by}", f"another serves after {back:.1f} s; {told(traffic)}")
     assert traffic.refused == []
     assert traffic.longest_gap() < 5
     assert fallen(scrapes) == {}
@@ -204,18 +207,6 @@ def small_disk(machine: Machine) -> Iterator[None]:
         machine.run("systemctl start model-server")
 
 
-def test_restart_is_ready_when_it_returns(model_server: ModelServer, tell: Tell) -> None:
-    before = model_server.counters()
-    with Traffic(model_server, kept=0) as traffic:
-        time.sleep(1)
-        model_server.machine.run("systemctl restart model-server")
-        assert model_server.ready(), model_server.machine.journal("model-server")
-
-    tell("systemctl restart", told(traffic))
-    assert traffic.refused == []
-    assert fallen([before, model_server.counters()]) == {}
-
-
 def test_reload_loses_nothing(model_server: ModelServer, tell: Tell) -> None:
     master, scrapes = model_server.master(), [model_server.counters()]
     with Traffic(model_server) as traffic:
@@ -226,9 +217,23 @@ def test_reload_loses_nothing(model_server: ModelServer, tell: Tell) -> None:
     scrapes.append(model_server.counters())
 
     tell("systemctl reload", told(traffic))
-    assert model_server.master() != master
+    assert model_server.master() not in {0, master}
     assert traffic.failed == []
     assert fallen(scrapes) == {}
+
+
+@pytest.mark.parametrize("began_by", ["restart", "reload"])
+def test_restart_is_ready_when_it_returns(began_by: str, model_server: ModelServer, tell: Tell) -> None:
+    model_server.machine.run("systemctl %s model-server", began_by)
+    before = model_server.counters()
+    with Traffic(model_server, kept=0) as traffic:
+        time.sleep(1)
+        model_server.machine.run("systemctl restart model-server")
+        assert model_server.ready(), model_server.machine.journal("model-server")
+
+    tell(f"systemctl restart after a {began_by}", told(traffic))
+    assert traffic.refused == []
+    assert fallen([before, model_server.counters()]) == {}
 
 
 def test_stop_and_start_count_anew(model_server: ModelServer) -> None:

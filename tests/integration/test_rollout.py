@@ -6,6 +6,7 @@ The tests build on each other. What was deployed before them is deployed after t
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 import statistics
@@ -17,18 +18,21 @@ from pathlib import Path
 
 import pytest
 
+from dashboards.questions import questions
 from tests.integration.conftest import Tell
-from tests.integration.machines import MODEL_SERVER_PORT, Machine, docker, wait_until
+from tests.integration.machines import MODEL_SERVER_PORT, Machine, Prometheus, docker, wait_until
 from tests.integration.playbooks import REPOSITORY, Ansible
 
 USERS = 100  # of the deployed configuration
 SPAWN_RATE = 25
 UNIT = "rollout-load"
 DEPLOY = ["ansible-playbook", "site.yml", "--tags", "model_server", "--limit", "server"]
-INTERRUPTED = ("PyTorch is installed", "Deployment is written down")  # tasks of the role
+# Tasks of the role, and the seconds after which they are interrupted.
+INSTALLS, LAID_OUT = ("PyTorch is installed", 2), ("Running service is the one that is deployed", 0)
+ROLLS_OVER = ("Model server is rolled over", 2)
+BOARD = json.loads((REPOSITORY / "roles/grafana/files/dashboards/model-monitoring.json").read_text())
 HOME, DATA = "/opt/model-server", "/var/lib/model-server"
 NOT_CODE = {".git", ".venv", ".cache", ".pytest_cache", ".mypy_cache", ".ruff_cache", "build", "credentials", "results"}
-DRAIN = 6  # seconds in which the old workers leave, after a deployment
 
 
 @dataclass(frozen=True)
@@ -49,24 +53,25 @@ class Users:
 
     def __init__(self, load: Machine, folder: str, tell: Tell) -> None:
         self._load, self._folder, self._tell = load, folder, tell
+        self._looked_until = 0.0
 
     def answers(self, since: float = 0, until: float = float("inf")) -> list[Answer]:
         """Return what was on its way between two moments."""
-        lines = self._load.run("cat %s/requests.csv", self._folder).splitlines()
+        lines = self._load.run("cat %s/requests.csv || true", self._folder).splitlines()
         answers = [Answer(float(began), float(took), error) for began, took, error in csv.reader(lines[:-1])]
         return [each for each in answers if each.began < until and each.began + each.milliseconds / 1000 > since]
 
     @contextmanager
     def served_throughout(self, what: str) -> Iterator[None]:
-        """Expect no failed request, and an answer in 300 ms at the 99th percentile, from entry to exit."""
+        """Expect an answer in 300 ms at the 99th percentile, and no failed request since the last time."""
         since = time.time()
         yield
         until = time.time()
-        time.sleep(DRAIN)
-        answers, late = self.answers(since, until), self.answers(until)
+        answers = self.answers(since, until)
         quantiles = statistics.quantiles([answer.milliseconds for answer in answers], n=100)
         p50, p99 = quantiles[49], quantiles[98]
-        failed = [answer for answer in answers + late if answer.error]
+        failed = [answer for answer in self.answers(self._looked_until, until) if answer.error]
+        self._looked_until = until
         self._tell(
             what,
             f"{until - since:.1f} s: {len(failed)} of {len(answers)} requests failed, p50 {p50:.0f} ms, "
@@ -95,19 +100,22 @@ def users(load: Machine, tell: Tell) -> Iterator[Users]:
 class ServedModel:
     """What of the model server is deployed, and what answers."""
 
-    def __init__(self, server: Machine, ansible: Ansible) -> None:
-        self._server, self._ansible = server, ansible
+    def __init__(self, server: Machine, prometheus: Prometheus, ansible: Ansible) -> None:
+        self._server, self._prometheus, self._ansible = server, prometheus, ansible
+        self.before = self.deployed  # the tests
 
     def deploy(self, repository: Path = REPOSITORY, bundle: Path | str = "") -> tuple[int, str]:
         """Deploy, and return the play's exit status and what it says."""
         variables = ["--extra-vars", f"model_server_bundle={bundle}"] if bundle else []
         return self._ansible.attempt(*DEPLOY, *variables, repository=repository)
 
-    def kill_deployment(self, at: str, repository: Path) -> None:
-        self._ansible.kill_at(at, *DEPLOY, repository=repository)
+    def interrupt_deployment(self, task: str, delay: float, repository: Path) -> None:
+        self._ansible.kill_at(task, delay, *DEPLOY, repository=repository)
 
-    def roll_back(self) -> tuple[int, str]:
-        return self._ansible.attempt("ansible-playbook", "playbooks/rollback.yml")
+    def roll_back(self, release: str = "") -> tuple[int, str]:
+        """Run rollback.yml, and return its exit status and what it says."""
+        named = ["--extra-vars", f"release={release}"] if release else []
+        return self._ansible.attempt("ansible-playbook", "playbooks/rollback.yml", *named)
 
     @property
     def deployed(self) -> Deployment:
@@ -124,6 +132,12 @@ class ServedModel:
         page = self._server.get(MODEL_SERVER_PORT, "/metrics").text
         (labels,) = re.findall(r"^model_info\{(.*)\} 1\.0$", page, flags=re.MULTILINE)
         return dict(re.findall(r'(\w+)="([^"]*)"', labels))
+
+    def is_marked(self, since: float) -> bool:
+        """Return whether the dashboard marks a moment since then."""
+        marks = [question for question in questions(BOARD) if question.panel == "Model loaded"]
+        moments = [float(series["value"][1]) / 1000 for mark in marks for series in self._prometheus.query(mark.promql)]
+        return any(moment > since for moment in moments)
 
     @property
     def weights_sha256(self) -> str:
@@ -153,13 +167,12 @@ manifest.write_text(re.sub("(?m)^version: .*$", "version: '" + digest[:12] + "'"
 
 
 @pytest.fixture(scope="module")
-def model(server: Machine, ansible: Ansible, users: Users) -> Iterator[ServedModel]:
-    model = ServedModel(server, ansible)
-    before = model.deployed
+def model(server: Machine, prometheus: Prometheus, ansible: Ansible, users: Users) -> Iterator[ServedModel]:
+    model = ServedModel(server, prometheus, ansible)
     yield model
     status, output = model.deploy()
     assert status == 0, output
-    assert model.deployed == before
+    assert model.deployed == model.before
 
 
 def changed_code(directory: Path, change: str) -> Path:
@@ -171,29 +184,27 @@ def changed_code(directory: Path, change: str) -> Path:
     return copy
 
 
-def test_users_are_served_while_nothing_happens(users: Users) -> None:
-    with users.served_throughout("no deployment"):
-        time.sleep(10)
-
-
-def test_new_code_after_two_interrupted_deployments(model: ServedModel, users: Users, tmp_path: Path) -> None:
-    before = model.deployed
-    repository = changed_code(tmp_path, f"# Another release, of {time.time()}.\n")
-    for task in INTERRUPTED:
+def test_new_code_after_interrupted_deployments(model: ServedModel, users: Users, tmp_path: Path) -> None:
+    before, since = model.deployed, time.time()
+    repository = changed_code(tmp_path, f"# Another release, of {since}.\n")
+    for task, delay in (INSTALLS, LAID_OUT):
         with users.served_throughout(f"new code, killed at '{task}'"):
-            model.kill_deployment(task, repository)
-        assert model.info["release"] == before.release
+            model.interrupt_deployment(task, delay, repository)
+        assert (model.deployed, model.info["release"]) == (before, before.release)
+    with users.served_throughout(f"new code, killed at '{ROLLS_OVER[0]}'"):
+        model.interrupt_deployment(*ROLLS_OVER, repository)
     with users.served_throughout("new code, by the next run"):
         status, output = model.deploy(repository)
 
     assert status == 0, output
-    assert model.deployed.release != before.release
-    assert model.deployed.bundle == before.bundle
-    assert model.info["release"] == model.deployed.release
+    after = model.deployed
+    assert (after.release != before.release, after.bundle) == (True, before.bundle)
+    assert model.info["release"] == after.release
+    wait_until(lambda: model.is_marked(since), timeout=10, what="a mark on the dashboard")
 
 
 def test_new_weights(model: ServedModel, users: Users, tmp_path: Path) -> None:
-    before, weights = model.deployed, model.weights_sha256
+    before, weights, since = model.deployed, model.weights_sha256, time.time()
     bundle = model.changed_bundle(tmp_path, "state = {name: value * 1.0001 for name, value in state.items()}")
     with users.served_throughout("new weights"):
         status, output = model.deploy(bundle=bundle)
@@ -201,17 +212,31 @@ def test_new_weights(model: ServedModel, users: Users, tmp_path: Path) -> None:
     assert status == 0, output
     assert model.deployed.bundle != before.bundle
     assert model.info["sha256"] == model.weights_sha256 != weights
+    wait_until(lambda: model.is_marked(since), timeout=10, what="a mark on the dashboard")
 
 
 def test_rollback(model: ServedModel, users: Users, tell: Tell) -> None:
+    before, since = model.deployed, time.time()
     with users.served_throughout("rollback"):
-        started = time.monotonic()
         status, output = model.roll_back()
-        took = time.monotonic() - started
+        took = time.time() - since
 
     tell("rollback.yml", f"{took:.1f} s")
     assert status == 0, output
     assert took < 10
+    after = model.deployed
+    assert after.release != before.release
+    assert after.bundle != before.bundle
+    assert (model.info["release"], model.info["sha256"]) == (after.release, model.weights_sha256)
+    wait_until(lambda: model.is_marked(since), timeout=10, what="a mark on the dashboard")
+
+
+def test_rollback_to_a_named_release(model: ServedModel, users: Users) -> None:
+    with users.served_throughout("rollback to a named release"):
+        status, output = model.roll_back(model.before.release)
+
+    assert status == 0, output
+    assert model.deployed.release == model.info["release"] == model.before.release
 
 
 def test_bundle_that_fails_its_check_is_refused(model: ServedModel, users: Users, tmp_path: Path) -> None:
@@ -235,3 +260,8 @@ def test_release_that_does_not_start_is_refused(model: ServedModel, users: Users
     assert status != 0
     assert sentence in output
     assert (model.deployed, model.info) == (before, info)
+
+
+def test_users_are_served_while_nothing_happens(users: Users) -> None:
+    with users.served_throughout("no deployment"):
+        time.sleep(10)
