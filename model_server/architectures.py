@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model_server.bundle import FRUIT_CLASSIFIER, TORCHSCRIPT
+
 
 def _fold_normalisation(conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float]) -> None:
     """Let the first convolution take pixels of 0..255 instead of (pixel / 255 - mean) / std.
@@ -98,7 +100,6 @@ class Normalised(nn.Module):
         return self.network(torch.addcmul(self.shift, pixels, self.scale))
 
 
-FRUIT_CLASSIFIER, TORCHSCRIPT = "fruit_classifier", "torchscript"
 # Networks with classifiers that only training needs, and how the keys of these begin.
 AUXILIARY = {"googlenet": "aux", "inception_v3": "AuxLogits."}
 

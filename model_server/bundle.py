@@ -24,6 +24,7 @@ from model_server.reference import PREDICTED_CLASS, Reference, write_reference
 MANIFEST = "model.yaml"
 WEIGHTS = "weights.pt"
 REFERENCE = "reference.json"
+FRUIT_CLASSIFIER, TORCHSCRIPT = "fruit_classifier", "torchscript"  # the other architectures are torchvision's
 
 Model = TypeVar("Model", bound=BaseModel)
 Triple = Tuple[float, float, float]
@@ -212,11 +213,13 @@ def _validate(path: Path, fields: Dict[str, object], model: Type[Model]) -> Mode
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        problem = error.errors()[0]
+        problems = error.errors()
+        # A misspelt field is an unknown one and a missing one.
+        problem = next((other for other in problems if other["type"] == "extra_forbidden"), problems[0])
         field = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "missing":
             raise BundleError(f"{path} lacks the field {field}.") from error
-        if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
+        if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(field, model.model_fields, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(model.model_fields)}."
             raise BundleError(f"{path} has the unknown field {field}; {hint}") from error

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Dict, List, Optional, Sequence
 from PIL import Image
 
 from model_server.bundle import (
+    FRUIT_CLASSIFIER,
     MANIFEST,
     REFERENCE,
+    TORCHSCRIPT,
     WEIGHTS,
     Bundle,
     BundleError,
@@ -32,7 +34,6 @@ from model_server.reference import ImagesError, find_images, read_images, write_
 if TYPE_CHECKING:  # the import of torch takes seconds
     from model_server.classifier import Classifier
 
-OWN_ARCHITECTURES = ("fruit_classifier", "torchscript")  # the others are torchvision's
 YEAR_1980 = 315532800
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -84,7 +85,7 @@ def pack(options: argparse.Namespace) -> None:
     _say(f"sha256:  {sha256}", "", "To serve it, as variables of the role model_server:", "")
     _say(f"model_server_bundle: {options.archive.resolve()} # or the URL where it is put")
     _say(f"model_server_bundle_sha256: {sha256}")
-    if bundle.manifest.architecture not in OWN_ARCHITECTURES:
+    if bundle.manifest.architecture not in (FRUIT_CLASSIFIER, TORCHSCRIPT):
         _say("model_server_torchvision: true")
 
 
@@ -200,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
         "create",
         help="write a bundle of trained weights",
         description="Write a bundle of trained weights, after the model has answered an image.",
+        fromfile_prefix_chars="@",
     )
     making.set_defaults(run=create)
     making.add_argument("directory", type=Path, metavar="DIR", help="the bundle to write; nothing may be there")
@@ -212,7 +214,11 @@ def _parser() -> argparse.ArgumentParser:
         "--architecture", required=True, help="fruit_classifier, torchscript, or a model of torchvision like resnet18"
     )
     making.add_argument(
-        "--classes", nargs="+", required=True, metavar="CLASS", help="their names, in the order of the model's outputs"
+        "--classes",
+        nargs="+",
+        required=True,
+        metavar="CLASS",
+        help="their names, in the order of the model's outputs; @FILE: a file with one in each line",
     )
     making.add_argument(
         "--input-size", type=int, default=224, metavar="PIXELS", help="side of the square input (default: 224)"

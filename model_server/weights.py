@@ -9,8 +9,8 @@ from typing import Any, Dict, Iterable, List
 import torch
 from torch import Tensor, nn
 
-from model_server.architectures import TORCHSCRIPT, ArchitectureError, FruitClassifier, Normalised, build_network
-from model_server.bundle import MANIFEST, WEIGHTS, Bundle, BundleError
+from model_server.architectures import ArchitectureError, FruitClassifier, Normalised, build_network
+from model_server.bundle import MANIFEST, TORCHSCRIPT, WEIGHTS, Bundle, BundleError
 
 WRAPPERS = {"module.": "DataParallel", "_orig_mod.": "torch.compile", "model.": "a module around the model"}
 

@@ -237,6 +237,12 @@ def test_a_bundle_is_made_of_trained_weights(
     assert capsys.readouterr().out.endswith(f"written: {tmp_path / 'bundle'}\n")
 
 
+def test_many_classes_come_from_a_file(weights: bytes, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("granny smith\ngrapes\nlemon\n")
+    made = read_bundle(create(tmp_path, weights, "--classes", f"@{tmp_path / 'classes.txt'}"))
+    assert made.manifest.classes == ("granny smith", "grapes", "lemon")
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
