@@ -1,12 +1,13 @@
 """The HTTP interface: what is asked for, and what is answered."""
 
 import sys
-from typing import TYPE_CHECKING, Any, Dict, Optional, Protocol, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Coroutine, Dict, Optional, Protocol, Tuple
 
 from fastapi import FastAPI, HTTPException, Request
+from fastapi.routing import APIRoute
 from PIL import Image
 from pydantic import BaseModel
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from model_server.bundle import BundleError, Manifest, read_bundle
 from model_server.monitoring import Inference, ModelMetrics, check_metrics_dir, instrument
@@ -34,6 +35,13 @@ class ImageClassifier(Protocol):
     def preprocess(self, image: Image.Image) -> "Tensor": ...
 
     def classify(self, pixels: "Tensor") -> Tuple[str, float]: ...
+
+
+class DirectRoute(APIRoute):
+    """Hands its endpoint the request, which is all it asks for: FastAPI's own way to find that out takes longer."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        return self.endpoint
 
 
 class Prediction(BaseModel):
@@ -103,7 +111,6 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
 
     # The model runs in the event loop on purpose: a worker does one thing at a time on its one core,
     # and one that hangs misses gunicorn's heartbeat and is replaced.
-    @app.post("/predict", response_model=Prediction, openapi_extra=PREDICT_REQUEST, responses=PREDICT_ERRORS)
     async def predict(request: Request) -> JSONResponse:
         """Name the class of an image, sent as form field `file` or as the body itself."""
         inference = Inference()
@@ -114,6 +121,17 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
             raise
         finally:
             metrics.record(inference)
+
+    app.router.add_api_route(
+        "/predict",
+        predict,
+        methods=["POST"],
+        response_model=Prediction,
+        openapi_extra=PREDICT_REQUEST,
+        responses=PREDICT_ERRORS,
+        route_class_override=DirectRoute,
+    )
+    app.router.routes.insert(0, app.router.routes.pop())  # the one that is asked for is found first
 
     async def answer(request: Request, inference: Inference) -> Dict[str, Optional[str]]:
         upload = await read_upload(request, settings.max_body_bytes)

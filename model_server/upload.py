@@ -1,20 +1,15 @@
 """The image in a request: read with a limit, in memory, from a form field or from the bare body."""
 
 from enum import Enum
-from typing import TYPE_CHECKING, Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional
 
 from fastapi import HTTPException
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
-
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
 
 FIELD = "file"
 MAX_PARTS = 64
 MAX_HEADER_BYTES = 16 * 1024  # of one part
-CHUNK = 64 * 1024
 CLIENT_CLOSED_REQUEST = 499  # nobody reads the answer; the number is for the metrics, as nginx has it
 
 
@@ -60,9 +55,7 @@ async def read_upload(request: Request, max_body_bytes: int) -> Upload:
     body = await _read_body(request, max_body_bytes)
     if media_type == b"multipart/form-data":
         if not options.get(b"boundary"):
-            raise RejectedInputError(
-                400, Reason.MALFORMED_FORM, "The Content-Type multipart/form-data has no boundary."
-            )
+            raise _malformed("The Content-Type multipart/form-data has no boundary.")
         return _find_file(options[b"boundary"], body)
     if not media_type or media_type == b"application/x-www-form-urlencoded":
         raise RejectedInputError(
@@ -95,88 +88,51 @@ async def _read_body(request: Request, max_body_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
-class _Form:
-    """Callbacks of the multipart parser; keeps the first part of the wanted field and skips all others."""
-
-    def __init__(self) -> None:
-        self.file: Optional[Upload] = None
-        self.complete = False
-        self._parts = 0
-        self._header_bytes = 0
-        self._name: List[bytes] = []
-        self._value: List[bytes] = []
-        self._headers: Dict[bytes, bytes] = {}
-        self._data: Optional[List[bytes]] = None
-
-    def callbacks(self) -> "MultipartCallbacks":
-        return {
-            "on_part_begin": self.on_part_begin,
-            "on_header_field": self.on_header_field,
-            "on_header_value": self.on_header_value,
-            "on_header_end": self.on_header_end,
-            "on_headers_finished": self.on_headers_finished,
-            "on_part_data": self.on_part_data,
-            "on_part_end": self.on_part_end,
-            "on_end": self.on_end,
-        }
-
-    def on_part_begin(self) -> None:
-        self._parts += 1
-        if self._parts > MAX_PARTS:
-            raise RejectedInputError(400, Reason.MALFORMED_FORM, f"The form has more than {MAX_PARTS} parts.")
-        self._header_bytes = 0
-        self._headers = {}
-
-    def on_header_field(self, data: bytes, start: int, end: int) -> None:
-        self._count_header(end - start)
-        self._name.append(data[start:end])
-
-    def on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._count_header(end - start)
-        self._value.append(data[start:end])
-
-    def on_header_end(self) -> None:
-        self._headers[b"".join(self._name).lower()] = b"".join(self._value)
-        self._name, self._value = [], []
-
-    def on_headers_finished(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
-        wanted = self.file is None and options.get(b"name") == FIELD.encode() and b"filename" in options
-        self._data = [] if wanted else None
-        self._filename = options.get(b"filename", b"").decode("utf-8", "replace")
-
-    def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._data is not None:
-            self._data.append(data[start:end])
-
-    def on_part_end(self) -> None:
-        if self._data is not None:
-            content_type = self._headers.get(b"content-type", b"").decode("latin-1")
-            self.file = Upload(self._filename, content_type, b"".join(self._data))
-            self._data = None
-
-    def on_end(self) -> None:
-        self.complete = True
-
-    def _count_header(self, size: int) -> None:
-        self._header_bytes += size
-        if self._header_bytes > MAX_HEADER_BYTES:
-            raise RejectedInputError(
-                400, Reason.MALFORMED_FORM, f"A part of the form has headers of more than {MAX_HEADER_BYTES} bytes."
-            )
-
-
 def _find_file(boundary: bytes, body: bytes) -> Upload:
-    form = _Form()
-    try:
-        parser = MultipartParser(boundary, form.callbacks())
-        # In chunks, so that the parser, which goes through headers byte by byte, is stopped soon.
-        for start in range(0, len(body), CHUNK):
-            parser.write(body[start : start + CHUNK])
-    except FormParserError as error:
-        raise RejectedInputError(400, Reason.MALFORMED_FORM, "The multipart body is malformed.") from error
-    if not form.complete:
-        raise RejectedInputError(400, Reason.MALFORMED_FORM, "The multipart body ends before its closing boundary.")
-    if form.file is None:
+    """Find the first file of the wanted field in a form (RFC 7578).
+
+    The body is in memory, so that boundaries are looked for; a parser that takes it as it comes goes through all
+    headers byte by byte, which costs more than all else that is done with a form.
+    """
+    delimiter = b"\r\n--" + boundary
+    if not body.startswith(delimiter[2:]):
+        raise _malformed("The multipart body does not begin with its boundary.")
+    file: Optional[Upload] = None
+    position = len(delimiter) - 2  # after a boundary
+    for _ in range(MAX_PARTS + 1):
+        ending = body[position : position + 2]
+        if ending == b"--":
+            break
+        if ending != b"\r\n":
+            raise _malformed("The multipart body is malformed after a boundary.")
+        blank = body.find(b"\r\n\r\n", position, position + MAX_HEADER_BYTES)
+        if blank < 0 and len(body) > position + MAX_HEADER_BYTES:
+            raise _malformed(f"A part of the form has headers of more than {MAX_HEADER_BYTES} bytes.")
+        end = -1 if blank < 0 else body.find(delimiter, blank + 4)
+        if end < 0:
+            raise _malformed("The multipart body ends before its closing boundary.")
+        headers = _read_headers(body[position + 2 : blank])
+        _, options = parse_options_header(headers.get(b"content-disposition", b""))
+        if file is None and options.get(b"name") == FIELD.encode() and b"filename" in options:
+            filename = options[b"filename"].decode("utf-8", "replace")
+            file = Upload(filename, headers.get(b"content-type", b"").decode("latin-1"), body[blank + 4 : end])
+        position = end + len(delimiter)
+    else:
+        raise _malformed(f"The form has more than {MAX_PARTS} parts.")
+    if file is None:
         raise RejectedInputError(422, Reason.MISSING_FILE, f"The form has no file in the field '{FIELD}'.")
-    return form.file
+    return file
+
+
+def _read_headers(lines: bytes) -> Dict[bytes, bytes]:
+    headers: Dict[bytes, bytes] = {}
+    for line in lines.split(b"\r\n") if lines else ():
+        name, colon, value = line.partition(b":")
+        if not colon or not name.strip():
+            raise _malformed("A part of the form has a malformed header.")
+        headers[name.lower()] = value.strip()
+    return headers
+
+
+def _malformed(sentence: str) -> RejectedInputError:
+    return RejectedInputError(400, Reason.MALFORMED_FORM, sentence)
