@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -37,6 +38,48 @@ WRONG: Dict[str, Dict[str, Any]] = {
             "set model_server_weights_sha256 to",
         ),
         "checksum_without_url": ({"model_server_weights_sha256": DIGEST}, "set model_server_weights_url as well"),
+        "torchvision_for_no_release": (
+            {"model_server_torchvision": True, "model_server_torch_version": "2.13"},
+            "which torchvision fits is known of 2.x.y alone;",
+        ),
+        "unknown_decoding": ({"model_server_decoding": "slow"}, "is 'slow'; set it to exact or fast."),
+        "missing_bundle": (
+            {"model_server_bundle": "/no/such/bundle"},
+            "is '/no/such/bundle', where this controller finds nothing; set it to a directory or an archive on it",
+        ),
+        "directory_without_manifest": (
+            {"model_server_bundle": str(REPOSITORY / "script")},
+            "finds no model.yaml that gives a name and a version;",
+        ),
+        "file_without_manifest": (
+            {"model_server_bundle": str(REPOSITORY / "site.yml")},
+            "finds no model.yaml that gives a name and a version;",
+        ),
+        "name_with_a_path": ({"model_server_bundle": "{{ bundles }}/path"}, "that gives a name and a version;"),
+        "bundle_and_weights": (
+            {
+                "model_server_bundle": "{{ bundles }}/right",
+                "model_server_weights_url": "https://example.org/w.pt",
+                "model_server_weights_sha256": DIGEST,
+            },
+            "model_server_bundle and model_server_weights_url are both set, and one model is served;",
+        ),
+        "bundle_url_without_checksum": (
+            {"model_server_bundle": "https://example.org/b.tar.gz"},
+            "set model_server_bundle_sha256 to",
+        ),
+        "missing_archive": (
+            {"model_server_bundle": "file:///no/such/b.tar.gz", "model_server_bundle_sha256": DIGEST},
+            "model_server_bundle could not be fetched by this controller: ",
+        ),
+        "another_archive": (
+            {"model_server_bundle": "{{ bundles }}/right.tar.gz", "model_server_bundle_sha256": DIGEST},
+            "but model_server_bundle_sha256 is another; set it to that of the archive that is meant.",
+        ),
+        "checksum_of_a_directory": (
+            {"model_server_bundle": "{{ bundles }}/right", "model_server_bundle_sha256": DIGEST},
+            "model_server_bundle is no archive; leave the checksum empty",
+        ),
         "short_checksum": (
             {"model_server_weights_url": "https://example.org/w.pt", "model_server_weights_sha256": "abc"},
             "set it to the 64 hexadecimal digits",
@@ -153,6 +196,10 @@ RIGHT: Dict[str, Dict[str, Any]] = {
         "as_it_is": {},
         "own_weights": {"model_server_weights_url": "https://example.org/w.pt", "model_server_weights_sha256": DIGEST},
         "address": {"model_server_listen_address": "[::]", "model_server_port": "65535"},
+        "bundle": {"model_server_bundle": "{{ bundles }}/right"},
+        "archive": {"model_server_bundle": "{{ bundles }}/right.tar.gz", "model_server_decoding": "fast"},
+        "torchvision": {"model_server_torchvision": True, "model_server_torch_version": "2.4.1"},
+        "bundle_of_what_goes": {"model_server_state": "absent", "model_server_bundle": "/no/such/bundle"},
         "own_images": {"model_server_reference_images": str(REPOSITORY / "load_test" / "images")},
     },
     "node_exporter": {
@@ -191,7 +238,17 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Dict[str, str]]:
     return {group: preflight(tmp_path_factory.mktemp(group), group) for group in WRONG}
 
 
+def write_bundles(directory: Path) -> None:
+    """Write `right`, which has a name and a version, the same as an archive, and `path`, whose name leads elsewhere."""
+    for name, manifest in (("right", "name: right # so\nversion: '1.0'\n"), ("path", "name: ../path\nversion: '1'\n")):
+        (directory / name).mkdir(parents=True)
+        (directory / name / "model.yaml").write_text(manifest)
+    with tarfile.open(directory / "right.tar.gz", "w:gz") as archive:
+        archive.add(directory / "right" / "model.yaml", "model.yaml")
+
+
 def preflight(directory: Path, group: str) -> Dict[str, str]:
+    write_bundles(directory / "bundles")
     hosts = {**{name: variables for name, (variables, _) in WRONG[group].items()}, **RIGHT[group]}
     inventory = {
         "all": {
@@ -205,7 +262,7 @@ def preflight(directory: Path, group: str) -> Dict[str, str]:
             "hosts": {
                 name: {**variables, "os": {**FOCAL, **variables.get("os", {})}} for name, variables in hosts.items()
             },
-            "vars": {"locust_host": "http://server:8000"},
+            "vars": {"locust_host": "http://server:8000", "bundles": str(directory / "bundles")},
         },
     }
     facts = {name: f"{{{{ os.{name} }}}}" for name in FOCAL}

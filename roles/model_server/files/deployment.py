@@ -75,10 +75,13 @@ class Host:
         return State(links, {file: file.read_bytes() if file.exists() else None for file in files})
 
     def put(self, state: State) -> None:
+        """Put all in its place that the state has."""
         for file, content in state.files.items():
-            replace_file(file, content)
+            if content is not None:
+                replace_file(file, content)
         for link, target in state.links.items():
-            replace_link(link, target)
+            if target is not None:
+                replace_link(link, target)
 
     def is_active(self) -> bool:
         return run("systemctl", "is-active", SERVICE).stdout.strip() in ("active", "reloading")
@@ -183,10 +186,10 @@ def roll_over(host: Host, deployment: Deployment, files: Dict[Path, Optional[byt
                 replace_file(host.deployment, naming(deployment, former.files[host.deployment] or b""))
             host.tell("reload", cursor)
         if new_units or not can_reload:
-            replace_file(host.deployment, files[host.deployment])
+            host.put(wanted)
             host.restart(move_socket, cursor)
     except (DeploymentError, OSError) as error:
-        failure = f"{deployment} does not serve:\n{error}"
+        failure = f"The deployment of {deployment} failed:\n{error}"
         if None in (*former.links.values(), *former.files.values()):  # the first one: there is nothing to go back to
             raise DeploymentError(failure) from error
         host.put(former)
@@ -197,9 +200,8 @@ def roll_over(host: Host, deployment: Deployment, files: Dict[Path, Optional[byt
                 host.restart(move_socket, end_of_journal())
             except DeploymentError as second:
                 raise DeploymentError(f"{failure}\nWhat served before does not start either:\n{second}") from error
-        raise DeploymentError(
-            f"{failure}\n{host.deployed()} {'goes on' if served else 'is in its place again'}."
-        ) from error
+        outcome = "What served before goes on" if served else "What was deployed before is in its place again"
+        raise DeploymentError(f"{failure}\n{outcome}: {host.deployed()}.") from error
 
 
 def apply(host: Host) -> str:
@@ -293,11 +295,8 @@ def run(*command: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)  # noqa: S603
 
 
-def replace_file(path: Path, content: Optional[bytes]) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Replace a file in one step, if it differs; it belongs to whom its directory belongs to."""
-    if content is None:
-        path.unlink()
-        return
     if path.exists() and path.read_bytes() == content:
         return
     beside = path.with_name(f".{path.name}.new")
@@ -308,10 +307,7 @@ def replace_file(path: Path, content: Optional[bytes]) -> None:
     beside.replace(path)
 
 
-def replace_link(path: Path, target: Optional[str]) -> None:
-    if target is None:
-        path.unlink()
-        return
+def replace_link(path: Path, target: str) -> None:
     beside = path.with_name(f".{path.name}.new")
     if beside.is_symlink():  # of a run that was killed
         beside.unlink()

@@ -179,7 +179,8 @@ def test_what_fails_leaves_all_as_it_was(machine: Machine, unit: str) -> None:
 
     assert result.returncode == 1
     assert result.stderr == (
-        f"release b with bundle bad does not serve:\n{FAILURE}\nrelease a with bundle m goes on.\n"
+        f"The deployment of release b with bundle bad failed:\n{FAILURE}\n"
+        "What served before goes on: release a with bundle m.\n"
     )
     assert machine.texts() == before
     assert machine.served == ["a m settings 1"]
@@ -199,7 +200,7 @@ def test_what_fails_in_a_restart_is_put_back_and_started(machine: Machine) -> No
 def test_first_deployment_that_fails_says_why(machine: Machine) -> None:
     result = machine.deploy("a", "bad")
 
-    assert result.stderr == f"release a with bundle bad does not serve:\n{FAILURE}\n"
+    assert result.stderr == f"The deployment of release a with bundle bad failed:\n{FAILURE}\n"
     assert not (machine.root / "var/lib/model-server/deployments").exists()
 
 
@@ -263,7 +264,7 @@ def test_rollback_that_fails_leaves_all_as_it_was(machine: Machine) -> None:
     result = machine.rollback()
 
     assert result.returncode == 1
-    assert result.stderr.endswith("release b with bundle m goes on.\n")
+    assert result.stderr.endswith("What served before goes on: release b with bundle m.\n")
     assert machine.texts()["model-server/deployment"] == before["model-server/deployment"]
 
 
