@@ -26,6 +26,7 @@ PAUSE = 0.002  # seconds between two looks at a connection that is left to other
 EXHAUSTED = 1.0  # seconds before the next try, when there are no file descriptors left
 DRAIN = 5.0  # seconds that idle connections have for one more request, while a successor takes the new ones
 ORPHANED = 60.0  # seconds that a worker goes on after its master was lost, if no other takes over
+HEARTBEAT = 1.0  # seconds between two signs of life for gunicorn
 ABSENT = -1
 
 log = logging.getLogger("gunicorn.error")
@@ -210,6 +211,7 @@ class Server(uvicorn.Server):
         self._shares, self._slot, self._place = shares, slot, place
         self._master = os.getppid()
         self._orphaned: Optional[float] = None
+        self._notified = 0.0
 
     async def startup(self, sockets: Optional[List[socket.socket]] = None) -> None:
         await super().startup(sockets=[])
@@ -220,6 +222,11 @@ class Server(uvicorn.Server):
         return Connection(lost, self.config, self.server_state, self.lifespan.state)
 
     async def on_tick(self, counter: int) -> bool:
+        # uvicorn's own counts ticks, of which a busy worker has so few that gunicorn takes it for one that hangs.
+        now = time.monotonic()
+        if now > self._notified + HEARTBEAT and self.config.callback_notify is not None:
+            self._notified = now
+            await self.config.callback_notify()
         if os.getppid() != self._master:
             self._outlive_master()
         return await super().on_tick(counter)

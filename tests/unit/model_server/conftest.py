@@ -9,10 +9,10 @@ from tests.unit.model_server.gunicorn_process import Server, is_alive, wait_for
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    """Yield a gunicorn with two workers around the app of `serving`."""
+def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """Yield a gunicorn with two workers around the app of `serving`; a test's parameter adds to its environment."""
     (tmp_path / "metrics").mkdir()
-    server = Server(tmp_path / "metrics", tmp_path / "log")
+    server = Server(tmp_path / "metrics", tmp_path / "log", **getattr(request, "param", {}))
     yield server
     try:
         if is_alive(server.master):

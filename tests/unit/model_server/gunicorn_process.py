@@ -51,7 +51,7 @@ def children(process: int) -> List[int]:
 class Server:
     """A gunicorn with two workers; `master` is the process that has them, until a handover the one that was started."""
 
-    def __init__(self, metrics: Path, log: Path) -> None:
+    def __init__(self, metrics: Path, log: Path, **variables: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = free.getsockname()
@@ -65,6 +65,7 @@ class Server:
         self.environment = environment(
             metrics, bind=address, workers="2", graceful_timeout="5", runtime_dir=str(self.runtime_dir)
         )
+        self.environment.update(variables)
         with log.open("wb") as output:
             self.process = subprocess.Popen([*GUNICORN, "serving:app()"], env=self.environment, stderr=output)
         self.master = self.process.pid

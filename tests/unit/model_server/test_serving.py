@@ -4,9 +4,13 @@ import os
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event
 from typing import Callable, List, Optional
+
+import pytest
 
 from model_server.serving import PATIENCE, Connection, Listener, Place, Shares
 from tests.unit.model_server.gunicorn_process import Server, is_alive, wait_for
@@ -114,6 +118,24 @@ def connection_header(kept: http.client.HTTPConnection) -> Optional[str]:
     answer = kept.getresponse()
     assert answer.read()
     return answer.getheader("connection")
+
+
+@pytest.mark.parametrize("server", [{"LEMON_SLEEPS": "0.3", "MODEL_SERVER_TIMEOUT": "4"}], indirect=True)
+def test_a_worker_with_much_to_do_does_not_pass_for_one_that_hangs(server: Server, encode: Encode) -> None:
+    workers, image, stop = server.workers(), encode((40, 30)), Event()
+
+    def client() -> bool:
+        answered = True
+        while not stop.is_set():
+            answered = answered and server.predict(image) is not None
+        return answered
+
+    with ThreadPoolExecutor(8) as executor:
+        clients = [executor.submit(client) for _ in range(8)]
+        stop.wait(9)
+        stop.set()
+    assert all(future.result() for future in clients)
+    assert server.workers() == workers
 
 
 def established(process: int) -> int:
