@@ -57,7 +57,7 @@ def dashboard() -> builders.Dashboard:
     title = "Model Monitoring Dashboard"
     description = "The model server as its clients see it, the hosts it runs on, what the model predicts and how well."
     made = board("model-monitoring", title, description)
-    made.with_variable(instances()).with_variable(features()).annotation(model_loads())
+    made.with_variable(instances()).with_variable(features()).annotation(deployments())
     for panel in top():
         made.with_panel(panel)
     add_row(made, "Operation Metrics", operation())
@@ -95,10 +95,15 @@ def features() -> builders.QueryVariable:
     )
 
 
-def model_loads() -> Marks:
-    """Where a server has loaded its model: a change of the version, or a restart."""
+def deployments() -> Marks:
+    """Where a server has begun to serve a release and a model: by a deployment or a rollback, or after a restart.
+
+    While the former and the next master answer scrapes by turns, each page has the moment with its own model, so that
+    a series has the same one again, and Grafana marks it once.
+    """
     moment = f"1000 * {metric('model_loaded_timestamp_seconds')} * on (instance, job) group_right {MODEL}"
-    return Marks("Model loaded", "{{name}} {{version}} ({{digest}}) on {{instance}}", moment, "purple")
+    text = "release {{release}}, {{name}} {{version}} ({{digest}}) on {{instance}}"
+    return Marks("Deployment or restart", text, moment, "purple")
 
 
 def top() -> Iterable[Panel]:

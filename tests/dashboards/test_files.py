@@ -234,8 +234,9 @@ def test_prometheus_shows_each_side_of_the_monitoring() -> None:
     assert board["templating"]["list"] == []
 
 
-def test_model_loads_are_marked_in_all_graphs() -> None:
+def test_deployments_are_marked_in_all_graphs() -> None:
     (annotation,) = json.loads(files()["model-monitoring.json"])["annotations"]["list"]
+    assert "{{release}}" in annotation["textFormat"]
     assert annotation["enable"] is True
     assert annotation["useValueForTime"] is True
     assert annotation["step"] == "5s", "the default of a minute would miss a model that was soon replaced"

@@ -140,7 +140,8 @@ def model(host: str, version: str, loaded: int) -> dict[str, str]:
     target = f'instance="{host}:8000",job="model_server"'
     digest = version * 64
     return {
-        f'model_info{{{target},name="fruits",version="{version}",architecture="cnn",sha256="{digest}"}}': "1x120",
+        f'model_info{{{target},release="r{version}",name="fruits",version="{version}",architecture="cnn",'
+        f'sha256="{digest}"}}': "1x120",
         f"model_loaded_timestamp_seconds{{{target}}}": f"{loaded}x120",
     }
 
@@ -154,13 +155,31 @@ def test_models_in_service_are_counted(tmp_path: Path) -> None:
     evaluated("Model in service", "{{name}} {{version}} ({{digest}})", series, expected, tmp_path)
 
 
-def test_a_load_is_marked_with_its_model(tmp_path: Path) -> None:
+def test_a_deployment_is_marked_with_its_release_and_model(tmp_path: Path) -> None:
     expected = {
-        f'{{instance="{host}:8000",job="model_server",name="fruits",version="{version}",architecture="cnn",'
+        f'{{instance="{host}:8000",job="model_server",release="r{version}",name="fruits",version="{version}",architecture="cnn",'
         f'sha256="{version * 64}",digest="{version * 12}"}}': moment
         for host, version, moment in (("a", "1", 10_000), ("b", "2", 20_000))
     }
-    evaluated("Model loaded", "", {**model("a", "1", 10), **model("b", "2", 20)}, expected, tmp_path)
+    evaluated("Deployment or restart", "", {**model("a", "1", 10), **model("b", "2", 20)}, expected, tmp_path)
+
+
+def test_masters_that_answer_by_turns_are_each_marked_at_their_own_moment(tmp_path: Path) -> None:
+    turns = {
+        name.replace("b:", "a:"): " ".join(
+            "stale" if second % 2 != last else values.partition("x")[0] for second in range(121)
+        )
+        for last, version in enumerate("12")
+        for name, values in model("b", version, 0).items()
+        if name.startswith("model_info")
+    }
+    loaded = 'model_loaded_timestamp_seconds{instance="a:8000",job="model_server"}'
+    series = {**turns, loaded: " ".join(("10", "20")[second % 2] for second in range(121))}
+    labels = (
+        'instance="a:8000",job="model_server",release="r1",name="fruits",version="1",architecture="cnn",'
+        f'sha256="{"1" * 64}",digest="{"1" * 12}"'
+    )
+    evaluated("Deployment or restart", "", series, {f"{{{labels}}}": 10_000}, tmp_path)
 
 
 def confidences(counts: dict[str, tuple[int, int]]) -> dict[str, str]:

@@ -216,15 +216,19 @@ def test_preview_keeps_the_groups_of_a_label_replace(stand_in: Any) -> None:
 
 def test_preview_marks_the_moments_of_an_annotation(stand_in: Any) -> None:
     board = json.loads(next(file for file in FILES if file.stem == "model-monitoring").read_text())
+    # Two masters answer by turns while one hands over to the other.
+    loaded = {
+        "r1": [[at, "900e3"] for at in (1000, 1005, 1015)],
+        "r2": [[at, "1008e3"] for at in (1010, 1020, 1025)],
+    }
     model = {"name": "fruits", "version": "2", "digest": "0a1b", "instance": "server:8000"}
-    loaded = [[at, value] for at, value in ((1000, "900e3"), (1005, "900e3"), (1010, "1008e3"), (1015, "1008e3"))]
 
     def ask(path: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
-        return [{"metric": model, "values": loaded}]
+        return [{"metric": {**model, "release": release}, "values": values} for release, values in loaded.items()]
 
     (annotation,) = board["annotations"]["list"]
     marks = importlib.import_module("grafana_stand_in.preview").marks(annotation, ask, 1000, 1300)
-    assert marks == [(1008, "#b877d9", "Model loaded: fruits 2 (0a1b) on server:8000")]
+    assert marks == [(1008, "#b877d9", "Deployment or restart: release r2, fruits 2 (0a1b) on server:8000")]
 
 
 def test_is_made_only_of_what_python_3_8_knows() -> None:

@@ -135,7 +135,7 @@ class ServedModel:
 
     def is_marked(self, since: float) -> bool:
         """Return whether the dashboard marks a moment since then."""
-        marks = [question for question in questions(BOARD) if question.panel == "Model loaded"]
+        marks = [question for question in questions(BOARD) if question.panel == "Deployment or restart"]
         moments = [float(series["value"][1]) / 1000 for mark in marks for series in self._prometheus.query(mark.promql)]
         return any(moment > since for moment in moments)
 
