@@ -117,7 +117,6 @@ def test_hanging_worker_is_replaced_while_the_others_serve(model_server: ModelSe
     workers = model_server.workers()
     with Traffic(model_server) as traffic:
         time.sleep(1)
-        started = time.time()
         model_server.machine.run("kill -STOP %s", str(workers[0]))
         stopped = time.time()
         back = replaced(model_server, workers, timeout=3 * TIMEOUT)
@@ -130,7 +129,8 @@ def test_hanging_worker_is_replaced_while_the_others_serve(model_server: ModelSe
         f"another after {back:.1f} s; {meanwhile} answers meanwhile; {told(traffic)}",
     )
     assert workers[0] not in model_server.workers()
-    assert in_flight(traffic.failed, started, stopped), traffic.failed
+    # A client that keeps its connection to this worker waits on it, once.
+    assert len(traffic.failed) <= traffic.clients, traffic.failed
     assert meanwhile > 10 * TIMEOUT
     assert traffic.longest_gap() < 5
 
