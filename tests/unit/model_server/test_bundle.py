@@ -1,25 +1,17 @@
 import hashlib
 import re
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import pytest
 import yaml
 
 from model_server.bundle import BundleError, Manifest, read_bundle, write_bundle
 from model_server.reference import build
+from tests.unit.model_server.bundle_fields import FIELDS
 
 ROOT = Path(__file__).parents[3]
 WEIGHTS = b"any bytes: nothing here is unpickled"
-FIELDS: Dict[str, Any] = {
-    "name": "fruits",
-    "version": "1.0",
-    "architecture": "fruit_classifier",
-    "classes": ["apple", "grapes", "lemon"],
-    "input_size": 150,
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-}
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 import tarfile
 from pathlib import Path
 from random import Random
-from typing import Any, Dict
+from typing import Any
 
 import pytest
 import yaml
@@ -16,17 +16,9 @@ from model_server.bundle import read_bundle, write_bundle
 from model_server.bundle_commands import main
 from model_server.drawings import draw_fruit
 from model_server.reference import build
+from tests.unit.model_server.bundle_fields import SMALL
 
 CLASSES = ("apple", "grapes", "lemon")
-FIELDS: Dict[str, object] = {
-    "name": "fruits",
-    "version": "1.0",
-    "architecture": "fruit_classifier",
-    "classes": CLASSES,
-    "input_size": 32,
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.2, 0.2, 0.2),
-}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +39,7 @@ def weights() -> bytes:
 @pytest.fixture
 def bundle(weights: bytes, tmp_path: Path) -> Path:
     observed = [(0.1 * index, 0.2, 0.3, 0.04, 0.9, "lemon") for index in range(10)]
-    write_bundle(tmp_path / "bundle", weights, FIELDS, build(observed, CLASSES))
+    write_bundle(tmp_path / "bundle", weights, SMALL, build(observed, CLASSES))
     return tmp_path / "bundle"
 
 
@@ -140,7 +132,7 @@ def test_what_is_wrong_with_a_bundle_is_one_sentence_and_status_1(bundle: Path) 
     assert done.stderr.count("\n") == 1
 
     (bundle / "model.yaml").write_text(
-        yaml.safe_dump({**FIELDS, "classes": list(CLASSES), "mean": [0, 0, 0], "std": [1, 1, 1]})
+        yaml.safe_dump({**SMALL, "classes": list(CLASSES), "mean": [0, 0, 0], "std": [1, 1, 1]})
         + f"weights_sha256: {hashlib.sha256(b'other').hexdigest()}\n"
     )
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -266,6 +258,6 @@ def test_probabilities_in_place_of_logits_are_pointed_out(
     layers = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 3)]
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(torch.nn.Sequential(*layers, *[torch.nn.Softmax(1)] * softmax)), buffer)
-    write_bundle(tmp_path / "bundle", buffer.getvalue(), {**FIELDS, "architecture": "torchscript"})
+    write_bundle(tmp_path / "bundle", buffer.getvalue(), {**SMALL, "architecture": "torchscript"})
     main(["check", str(tmp_path / "bundle")])
     assert ("look like probabilities" in capsys.readouterr().out) == softmax

@@ -1,7 +1,7 @@
 import io
 from pathlib import Path
 from random import Random
-from typing import Any, Dict
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -11,17 +11,8 @@ from model_server.drawings import draw_fruit
 
 torch = pytest.importorskip("torch")
 
+from tests.unit.model_server.bundle_fields import FIELDS  # noqa: E402
 from tests.unit.model_server.torchvision_reference.make import published_weights  # noqa: E402
-
-FIELDS: Dict[str, Any] = {
-    "name": "fruits",
-    "version": "1.0",
-    "architecture": "fruit_classifier",
-    "classes": ["apple", "grapes", "lemon"],
-    "input_size": 150,
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-}
 
 
 def make_bundle(path: Path, state: Any, **changes: Any) -> Bundle:

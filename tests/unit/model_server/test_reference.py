@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 from random import Random
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, List
 
 import pytest
 from PIL import Image, ImageEnhance
@@ -12,6 +12,7 @@ from PIL import Image, ImageEnhance
 from model_server.bundle import BundleError, read_bundle, read_reference, write_bundle
 from model_server.drawings import FRUITS, draw_fruit
 from model_server.reference import BINS, NUMBERS, Reference, build, find_images, main
+from tests.unit.model_server.bundle_fields import SMALL
 
 CLASSES = ("apple", "grapes", "lemon")
 
@@ -163,17 +164,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     buffer = io.BytesIO()
     torch.save(FruitClassifier(3, 32).state_dict(), buffer)
-    fields: Dict[str, object] = {
-        "name": "fruits",
-        "version": "1.0",
-        "architecture": "fruit_classifier",
-        "classes": CLASSES,
-        "input_size": 32,
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.2, 0.2, 0.2),
-    }
     path = tmp_path_factory.mktemp("bundles") / "bundle"
-    write_bundle(path, buffer.getvalue(), fields)
+    write_bundle(path, buffer.getvalue(), SMALL)
     return path
 
 

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn  # noqa: E402
 
+from tests.unit.model_server.bundle_fields import FIELDS  # noqa: E402
 from tests.unit.model_server.torchvision_reference.make import published_weights  # noqa: E402
 
 # PyTorch would have everyone leave TorchScript; files of it are out there.
@@ -18,16 +19,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
-
-FIELDS: Dict[str, Any] = {
-    "name": "fruits",
-    "version": "1.0",
-    "architecture": "fruit_classifier",
-    "classes": ["apple", "grapes", "lemon"],
-    "input_size": 150,
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-}
 
 
 def make_bundle(path: Path, weights: bytes, **changes: Any) -> Bundle:
