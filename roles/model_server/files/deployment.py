@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 SERVICE = "model-server.service"
 SOCKET = "model-server.socket"
@@ -50,8 +50,8 @@ class Entry(NamedTuple):
 class State(NamedTuple):
     """What the service starts from: the targets of two links and the content of files, None where there is none."""
 
-    links: Dict[Path, Optional[str]]
-    files: Dict[Path, Optional[bytes]]
+    links: Mapping[Path, Optional[str]]
+    files: Mapping[Path, Optional[bytes]]
 
 
 class Host:
@@ -73,6 +73,10 @@ class Host:
         links = {link: os.readlink(str(link)) if link.is_symlink() else None for link in (self.bundle, self.release)}
         files = (self.settings, self.service, self.socket, self.deployment)
         return State(links, {file: file.read_bytes() if file.exists() else None for file in files})
+
+    def state_of(self, deployment: Deployment, files: Mapping[Path, Optional[bytes]]) -> State:
+        links = {self.bundle: self.bundles / deployment.bundle, self.release: self.releases / deployment.release}
+        return State({link: str(target) for link, target in links.items()}, files)
 
     def put(self, state: State) -> None:
         """Put all in its place that the state has."""
@@ -161,7 +165,21 @@ class Host:
                     remove(path)
 
 
-def roll_over(host: Host, deployment: Deployment, files: Dict[Path, Optional[bytes]]) -> None:
+def settle(host: Host) -> None:
+    """Note what serves, or put it back in its place, where an earlier run was killed before it did so."""
+    content = host.running.read_bytes() if host.running.exists() else b""
+    serving = parsed(content)
+    if serving is None or not host.deployment.exists():
+        return
+    if content == host.deployment.read_bytes():
+        host.record(serving)
+    elif host.is_complete(serving) and host.settings_of(serving).exists():
+        host.put(
+            host.state_of(serving, {host.settings: host.settings_of(serving).read_bytes(), host.deployment: content})
+        )
+
+
+def roll_over(host: Host, deployment: Deployment, files: Mapping[Path, Optional[bytes]]) -> None:
     """Let a deployment serve, started from these files.
 
     Raises:
@@ -169,9 +187,11 @@ def roll_over(host: Host, deployment: Deployment, files: Dict[Path, Optional[byt
     """
     if not host.is_complete(deployment):
         raise DeploymentError(f"On this host {deployment} is not complete.")
-    links = {host.bundle: host.bundles / deployment.bundle, host.release: host.releases / deployment.release}
-    wanted, former = State({link: str(target) for link, target in links.items()}, files), host.state()
-    new_units = any(former.files[unit] != files[unit] for unit in (host.service, host.socket))
+    wanted, former = host.state_of(deployment, files), host.state()
+    new_units = any(former.files[unit] != files[unit] for unit in (host.service, host.socket)) or (
+        units_in(former.files[host.deployment])
+        != units_in(files[host.deployment])  # as with an earlier run that was killed
+    )
     move_socket = former.files[host.socket] not in (None, files[host.socket])
     # What runs must know how to hand over: asked before systemd reads a unit that it was not started by.
     served, can_reload = host.is_active(), host.can_reload() and not move_socket
@@ -210,9 +230,7 @@ def apply(host: Host) -> str:
     deployment = parsed(content)
     if deployment is None:
         raise DeploymentError(f"{host.next}/deployment names no release, bundle and settings.")
-    files: Dict[Path, Optional[bytes]] = {
-        file: (host.next / file.name).read_bytes() for file in (host.settings, host.service, host.socket)
-    }
+    files = {file: (host.next / file.name).read_bytes() for file in (host.settings, host.service, host.socket)}
     roll_over(host, deployment, {**files, host.deployment: content})
     host.record(deployment)
     host.prune()
@@ -259,6 +277,10 @@ def parsed(content: bytes) -> Optional[Deployment]:
     fields = dict(line.split(": ", 1) for line in content.decode().splitlines() if ": " in line)
     names = [fields.get(field, "") for field in Deployment._fields]
     return Deployment(*names) if all(NAME.fullmatch(name) for name in names) else None
+
+
+def units_in(content: Optional[bytes]) -> List[str]:
+    return re.findall(r"(?m)^units: .*$", (content or b"").decode())
 
 
 def naming(deployment: Deployment, content: bytes) -> bytes:
@@ -345,13 +367,7 @@ def main(arguments: Optional[Sequence[str]] = None, root: Path = Path("/")) -> N
             signal.signal(number, signal.SIG_IGN)
         with host.lock.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # another one, whose play was killed, comes to its end first
-            serving = host.deployed()
-            if (
-                serving is not None
-                and host.running.exists()
-                and host.running.read_bytes() == host.deployment.read_bytes()
-            ):
-                host.record(serving)  # one that ended before it could
+            settle(host)
             print(apply(host) if options.command == "apply" else rollback(host, options.release))  # noqa: T201
     except (DeploymentError, OSError) as error:
         sys.exit(str(error))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -339,6 +341,38 @@ def test_end_of_the_play_does_not_end_a_roll_over(machine: Machine) -> None:
     assert machine.deploy("b", "m").returncode == 0
 
     assert machine.served[-1] == "b m settings 1"
+
+
+def test_what_a_killed_run_left_is_not_taken_for_what_serves(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    before = machine.texts()
+    machine.lay_out("b", "bad", settings="2")
+    (machine.root / "bin/systemctl").write_text(SYSTEMCTL.replace("reload)", "reload) kill -KILL $PPID; exit 1"))
+    assert machine.run("apply").returncode == -signal.SIGKILL
+    assert machine.texts() != before
+    (machine.root / "bin/systemctl").write_text(SYSTEMCTL)
+
+    result = machine.run("apply")
+
+    assert result.stderr.endswith("What served before goes on: release a with bundle m.\n")
+    assert machine.texts() == before
+
+
+def test_new_unit_of_a_killed_run_is_started_by_the_next(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    machine.lay_out("b", "m", unit="other")
+    (machine.root / "bin/systemctl").write_text(SYSTEMCTL.replace("reload)", "reload) kill -KILL $PPID; exit 1"))
+    machine.run("apply")
+    (machine.root / "bin/systemctl").write_text(SYSTEMCTL)
+    (machine.root / "log").unlink()
+
+    assert machine.run("apply").returncode == 0
+
+    assert machine.told() == ["daemon-reload", "reload", "restart"]
+
+
+def test_is_made_only_of_what_python_3_8_knows() -> None:
+    ast.parse(PROGRAM.read_text(), feature_version=(3, 8))
 
 
 def test_deployment_whose_program_was_killed_is_noted_by_the_next(machine: Machine) -> None:
