@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import yaml
 
@@ -94,3 +95,11 @@ def flat(tasks: Any) -> Any:
         yield task
         for part in ("block", "rescue", "always"):
             yield from flat(task.get(part, []))
+
+
+@pytest.mark.parametrize(("torch", "torchvision"), [("2.4.1", "0.19.1"), ("2.8.0", "0.23.0"), ("2.13.0", "0.28.0")])
+def test_torchvision_fits_torch(torch: str, torchvision: str) -> None:
+    (role,) = (role for role in ROLES if role.name == "model_server")
+    template = load(role / "vars/main.yml")["__model_server_torchvision_version"]
+
+    assert jinja2.Template(template).render(__model_server_torch_version=torch) == torchvision
