@@ -2,8 +2,9 @@
 
     pytest tests/integration
 
-by hand while scenario `default` is converged (another one: MOLECULE_SCENARIO_NAME=demo). They send
-load, kill processes and end with a restart of the machine: not for production.
+by hand while scenario `default` is converged (another one: MOLECULE_SCENARIO_NAME=demo). They send load,
+kill processes, fill a disk, restart the machine and deploy other versions: not for production. What they
+measured is printed as a table in the end.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ hooks: Any = events  # which have no types
 
 
 def _write(start_time: float, response_time: float, exception: Optional[Exception], **_: Any) -> None:
-    _lines.writerow([start_time, response_time, exception or ""])
+    _lines.writerow([start_time, response_time, " ".join(str(exception or "").split())])
 
 
 hooks.request.add_listener(_write)
