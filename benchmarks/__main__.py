@@ -226,8 +226,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="each with all systems, in turns (default: 3)")
     parser.add_argument("--seconds", type=int, default=10, help="of each load (default: 10)")
     options = parser.parse_args()
-    # Ended in any way, it takes its servers with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGINT, signal.SIGTERM):  # however it ends, it takes its servers with it
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     bench = Bench(options.rounds, options.seconds)
     figures = judge(bench.run())
     print()

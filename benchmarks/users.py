@@ -64,7 +64,7 @@ def percentile(times: Dict[int, int], share: float) -> int:
 
 
 class Search:
-    """Finds the most users that a server keeps: doubles or halves them until both ends are known, then bisects.
+    """Finds the most users that a server keeps: goes up or down, faster and faster, until it has passed them; bisects.
 
     Attributes:
         kept: the most users that were served well, 0 for none.
@@ -72,7 +72,7 @@ class Search:
     """
 
     def __init__(self, first: int, step: float) -> None:
-        """Begin at `first` users, and go on by the factor `step`, above 1."""
+        """Begin at `first` users, and go on by the factor `step`, above 1, which grows by a tenth with each step."""
         self.kept = 0
         self.missed: Optional[int] = None
         self._next, self._step = first, step
@@ -88,11 +88,12 @@ class Search:
         else:
             self.missed = users if self.missed is None else min(self.missed, users)
         if self.missed is None:
-            self._next = round(self.kept * self._step)
+            self._next = max(self.kept + 1, round(self.kept * self._step))
         elif not self.kept:
-            self._next = int(self.missed / self._step)
+            self._next = min(self.missed - 1, int(self.missed / self._step))
         else:
             self._next = round((self.kept * self.missed) ** 0.5)
+        self._step *= 1.1
 
     def _is_known(self) -> bool:
-        return self.missed is not None and self.kept > 0 and self.missed <= self.kept * PRECISION
+        return self.missed is not None and self.kept > 0 and self.missed <= max(self.kept + 1, self.kept * PRECISION)
