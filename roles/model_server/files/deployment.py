@@ -67,7 +67,7 @@ class Host:
         self.deployment, self.settings = etc / "deployment", etc / "model-server.env"
         self.service, self.socket = units / SERVICE, units / SOCKET
         self.running = root / "run/model-server/deployment"  # copied from `deployment` by the service
-        self.lock = root / "run/lock/model-server-deployment"
+        self.data = data
 
     def state(self) -> State:
         links = {link: os.readlink(str(link)) if link.is_symlink() else None for link in (self.bundle, self.release)}
@@ -91,8 +91,10 @@ class Host:
         return run("systemctl", "is-active", SERVICE).stdout.strip() in ("active", "reloading")
 
     def can_reload(self) -> bool:
-        answer = run("systemctl", "show", "--property=CanReload", "--value", SERVICE).stdout.strip()
-        return answer == "yes" and self.is_active()
+        return self.shown("CanReload") == "yes" and self.is_active()
+
+    def shown(self, property_: str) -> str:
+        return run("systemctl", "show", f"--property={property_}", "--value", SERVICE).stdout.strip()
 
     def restart(self, move_socket: bool, cursor: str) -> None:
         if move_socket:  # it cannot move while it is open
@@ -188,13 +190,14 @@ def roll_over(host: Host, deployment: Deployment, files: Mapping[Path, Optional[
     if not host.is_complete(deployment):
         raise DeploymentError(f"On this host {deployment} is not complete.")
     wanted, former = host.state_of(deployment, files), host.state()
-    new_units = any(former.files[unit] != files[unit] for unit in (host.service, host.socket)) or (
-        units_in(former.files[host.deployment])
-        != units_in(files[host.deployment])  # as with an earlier run that was killed
+    # By what is deployed as well: an earlier run may have been killed before it had started the service by them.
+    new_units = units_in(former.files[host.deployment]) != units_in(files[host.deployment]) or any(
+        former.files[unit] != files[unit] for unit in (host.service, host.socket)
     )
     move_socket = former.files[host.socket] not in (None, files[host.socket])
     # What runs must know how to hand over: asked before systemd reads a unit that it was not started by.
     served, can_reload = host.is_active(), host.can_reload() and not move_socket
+    process = host.shown("MainPID")
     cursor = end_of_journal()
     try:
         host.put(wanted)
@@ -215,7 +218,7 @@ def roll_over(host: Host, deployment: Deployment, files: Mapping[Path, Optional[
         host.put(former)
         if new_units:
             run("systemctl", "daemon-reload")
-        if served and (move_socket or not host.is_active()):
+        if served and (move_socket or not host.is_active() or host.shown("MainPID") != process):
             try:
                 host.restart(move_socket, end_of_journal())
             except DeploymentError as second:
@@ -342,7 +345,7 @@ def remove(path: Path) -> None:
     beside = path.with_name(f"{path.name}.partial") if path.suffix != ".partial" else path
     path.replace(beside)
     if beside.is_dir():
-        shutil.rmtree(str(beside))
+        shutil.rmtree(str(beside), ignore_errors=True)  # what is left goes the next time
     else:
         beside.unlink()
 
@@ -365,10 +368,10 @@ def main(arguments: Optional[Sequence[str]] = None, root: Path = Path("/")) -> N
         # Whoever started this may go, with an SSH connection or by Ctrl-C: links and service are not left apart.
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        with host.lock.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another one, whose play was killed, comes to its end first
-            settle(host)
-            print(apply(host) if options.command == "apply" else rollback(host, options.release))  # noqa: T201
+        # Another one, whose play was killed, comes to its end first.
+        fcntl.flock(os.open(str(host.data), os.O_RDONLY), fcntl.LOCK_EX)
+        settle(host)
+        print(apply(host) if options.command == "apply" else rollback(host, options.release))  # noqa: T201
     except (DeploymentError, OSError) as error:
         sys.exit(str(error))
 

@@ -21,10 +21,15 @@ cd "$(dirname "$0")/.."
 echo "$*" >>log
 case $1 in
   is-active) if [ -e active ]; then echo active; else echo inactive; fi ;;
-  show) if [ -e can_reload ]; then echo yes; else echo no; fi ;;
+  show)
+    case $2 in
+      *CanReload) if [ -e can_reload ]; then echo yes; else echo no; fi ;;
+      *MainPID) cat main_pid ;;
+    esac ;;
   stop) rm active ;;
   restart | reload)
     [ "$1" = reload ] || rm -f active
+    [ -e taken_over ] && echo 2 >main_pid
     bundle=$(realpath var/lib/model-server/current)
     case $bundle in */bad) echo "Job for model-server.service failed." >&2; exit 1 ;; esac
     touch active
@@ -55,12 +60,13 @@ class Machine:
         self.root = root
         for place in ("opt/model-server/releases", "var/lib/model-server/bundles", "etc/model-server/next", "bin"):
             (root / place).mkdir(parents=True)
-        for place in ("etc/systemd/system", "run/model-server", "run/lock"):
+        for place in ("etc/systemd/system", "run/model-server"):
             (root / place).mkdir(parents=True)
         for name, text in (("systemctl", SYSTEMCTL), ("journalctl", JOURNALCTL), ("systemd-analyze", "#!/bin/sh\n")):
             (root / "bin" / name).write_text(text)
             (root / "bin" / name).chmod(0o755)
         (root / "can_reload").touch()
+        (root / "main_pid").write_text("1\n")
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         code = f"import pathlib, runpy; runpy.run_path({str(PROGRAM)!r})['main'](root=pathlib.Path({str(self.root)!r}))"
@@ -197,6 +203,17 @@ def test_what_fails_in_a_restart_is_put_back_and_started(machine: Machine) -> No
 
     assert machine.served == ["a m settings 1", "a m settings 1"]
     assert (machine.root / "active").exists()
+
+
+def test_what_fails_after_it_has_taken_over_is_put_back_and_started(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    (machine.root / "taken_over").touch()
+    (machine.root / "log").unlink()
+
+    assert machine.deploy("b", "bad").returncode == 1
+
+    assert machine.told() == ["reload", "restart"]
+    assert machine.served[-1] == "a m settings 1"
 
 
 def test_first_deployment_that_fails_says_why(machine: Machine) -> None:
