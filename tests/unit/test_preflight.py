@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import pytest
+import yaml
 
 pytest.importorskip("ansible")
 
@@ -17,6 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 DIGEST = "0" * 64
 MONITORING = ("node_exporter", "alertmanager", "prometheus", "grafana")  # roles of one group
 FOCAL = {"distribution": "Ubuntu", "distribution_version": "20.04", "service_mgr": "systemd", "processor_vcpus": 2}
+LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "ansible_become": False}
 MAIL = {
     "alertmanager_email_to": "duty@example.org, Second Line <second@example.org>",
     "alertmanager_smtp_smarthost": "mail.example.org:587",
@@ -251,13 +253,7 @@ def preflight(directory: Path, group: str) -> Dict[str, str]:
     write_bundles(directory / "bundles")
     hosts = {**{name: variables for name, (variables, _) in WRONG[group].items()}, **RIGHT[group]}
     inventory = {
-        "all": {
-            "vars": {
-                "ansible_connection": "local",
-                "ansible_python_interpreter": sys.executable,
-                "ansible_become": False,
-            }
-        },
+        "all": {"vars": LOCAL},
         "monitoring" if group in MONITORING else group: {
             "hosts": {
                 name: {**variables, "os": {**FOCAL, **variables.get("os", {})}} for name, variables in hosts.items()
@@ -270,6 +266,11 @@ def preflight(directory: Path, group: str) -> Dict[str, str]:
         {"hosts": "all", "gather_facts": False, "tasks": [{"ansible.builtin.set_fact": {**facts, "cacheable": True}}]},
         {"ansible.builtin.import_playbook": str(REPOSITORY / "playbooks" / "preflight.yml")},
     ]
+    return stopped(directory, inventory, plays)
+
+
+def stopped(directory: Path, inventory: Dict[str, Any], plays: List[Dict[str, Any]]) -> Dict[str, str]:
+    """Run plays; host → the sentence that stopped it."""
     (directory / "hosts.json").write_text(json.dumps(inventory))
     (directory / "play.yml").write_text(json.dumps(plays))
     run = subprocess.run(
@@ -288,10 +289,11 @@ def preflight(directory: Path, group: str) -> Dict[str, str]:
         text=True,
         check=False,
     )
+    (hosts,) = (group["hosts"] for group in inventory.values() if "hosts" in group)
     judged = re.findall(r"^(?:fatal|ok): \[(\w+)\]", run.stdout, flags=re.MULTILINE)
     assert set(judged) == set(hosts), run.stdout
-    stopped = re.findall(r"^fatal: \[(\w+)\]: FAILED! => (\{.*\})$", run.stdout, flags=re.MULTILINE)
-    return {host: json.loads(result)["msg"] for host, result in stopped}
+    results = re.findall(r"^fatal: \[(\w+)\]: FAILED! => (\{.*\})$", run.stdout, flags=re.MULTILINE)
+    return {host: json.loads(result)["msg"] for host, result in results}
 
 
 @pytest.mark.parametrize(("group", "host"), [(group, host) for group in WRONG for host in WRONG[group]])
@@ -309,3 +311,27 @@ def test_right_variables_pass(said: Dict[str, Dict[str, str]]) -> None:
     assert {group: set(stopped) for group, stopped in said.items()} == {
         group: set(hosts) for group, hosts in WRONG.items()
     }
+
+
+def test_rollback_takes_names_alone(tmp_path: Path) -> None:
+    wrong = {"above": "../0.1.0", "path": "/opt", "option": "--help", "two": "a b"}
+    hosts = {"name": {"release": "0.1.0-0a1b"}, **{host: {"release": name} for host, name in wrong.items()}}
+    inventory = {"all": {"vars": LOCAL}, "model_servers": {"hosts": hosts}}
+    rollback = (REPOSITORY / "playbooks" / "rollback.yml").read_text()
+    (play,) = yaml.safe_load(rollback)
+    play["vars"]["__rollback_program"] = "/bin/echo"  # instead of what the role would have put on a host
+
+    said = stopped(tmp_path, inventory, [play])
+
+    assert said == {
+        host: f"release is '{name}'; set it to the name of a release, without a path." for host, name in wrong.items()
+    }
+
+
+def test_rollback_of_a_host_without_a_deployment_says_so(tmp_path: Path) -> None:
+    inventory = {"all": {"vars": LOCAL}, "model_servers": {"hosts": {"bare": {}}}}
+    playbook = {"ansible.builtin.import_playbook": str(REPOSITORY / "playbooks" / "rollback.yml")}
+
+    said = stopped(tmp_path, inventory, [playbook])
+
+    assert said == {"bare": "Nothing has been deployed on this host yet; run site.yml."}
