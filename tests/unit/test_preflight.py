@@ -292,8 +292,8 @@ def stopped(directory: Path, inventory: Dict[str, Any], plays: List[Dict[str, An
     (hosts,) = (group["hosts"] for group in inventory.values() if "hosts" in group)
     judged = re.findall(r"^(?:fatal|ok): \[(\w+)\]", run.stdout, flags=re.MULTILINE)
     assert set(judged) == set(hosts), run.stdout
-    results = re.findall(r"^fatal: \[(\w+)\]: FAILED! => (\{.*\})$", run.stdout, flags=re.MULTILINE)
-    return {host: json.loads(result)["msg"] for host, result in results}
+    results = re.finditer(r"^fatal: \[(\w+)\]: FAILED! => ", run.stdout, flags=re.MULTILINE)
+    return {found[1]: json.JSONDecoder().raw_decode(run.stdout[found.end() :])[0]["msg"] for found in results}
 
 
 @pytest.mark.parametrize(("group", "host"), [(group, host) for group in WRONG for host in WRONG[group]])
