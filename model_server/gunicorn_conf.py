@@ -18,7 +18,8 @@ try:
 except SettingsError as _error:
     sys.exit(f"model server: {_error}")
 
-from model_server.serving import Place, Server, Shares
+from model_server.handover import Place
+from model_server.serving import Server, Shares
 
 _place = Place(_settings.runtime_dir)
 # During a handover, or while the workers of a lost master finish, there are twice as many slots in use.

@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional
 
-from model_server.serving import Place
 from model_server.settings import SettingsError, read_settings
 
 ORDER = "handover.json"  # what the successor is to be
@@ -27,6 +26,34 @@ POLL = 0.02  # seconds
 
 class HandoverError(RuntimeError):
     """A handover that did not come about; the old server goes on. The message is one sentence."""
+
+
+class Place:
+    """Where it is said which master's workers serve: a symbolic link to its process id, as it needs no space.
+
+    A worker that sees another's name there has a successor.
+    """
+
+    def __init__(self, directory: Optional[Path]) -> None:
+        """Name the directory that belongs to the service while it runs; None: there is no successor, ever."""
+        self._link = None if directory is None else directory / "serving"
+
+    def take(self, master: int) -> None:
+        """Say that workers of this master serve."""
+        if self._link is None:
+            return
+        new = self._link.with_name(f"serving.{os.getpid()}")
+        with contextlib.suppress(FileNotFoundError):
+            new.unlink()
+        os.symlink(str(master), str(new))
+        os.replace(str(new), str(self._link))
+
+    def holder(self) -> Optional[int]:
+        """Return the process id of the master whose workers serve, None if there has been none."""
+        try:
+            return None if self._link is None else int(os.readlink(str(self._link)))
+        except (OSError, ValueError):
+            return None
 
 
 def prepare_successor(server: Any, runtime_dir: Optional[Path]) -> None:
@@ -61,7 +88,7 @@ def prepare_successor(server: Any, runtime_dir: Optional[Path]) -> None:
 
 
 def hand_over(master: int, runtime_dir: Path, on_taken_over: Callable[[int], None]) -> int:
-    """Let a new gunicorn take the place of a running one; return its process id when the old one is gone.
+    """Let a new gunicorn take the place of a running one; return its process id when the old one's workers are gone.
 
     Args:
         master: process id of the running one.
@@ -97,7 +124,7 @@ def hand_over(master: int, runtime_dir: Path, on_taken_over: Callable[[int], Non
         _remove(link)
     on_taken_over(successor)
     os.kill(master, signal.SIGTERM)
-    while _is_alive(master):
+    while _has_workers(master):  # without them it serves no one, however long it takes to tidy up
         time.sleep(POLL)
     return successor
 
@@ -130,6 +157,13 @@ def _is_alive(process: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
+
+
+def _has_workers(master: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{master}/task/{master}/children").read_bytes())
+    except OSError:
+        return False
 
 
 def _end(process: Optional[int]) -> None:

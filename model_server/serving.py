@@ -6,7 +6,6 @@ may be on its way.
 """
 
 import asyncio
-import contextlib
 import logging
 import mmap
 import os
@@ -14,11 +13,12 @@ import select
 import signal
 import socket
 import time
-from pathlib import Path
 from typing import Any, Callable, List, Optional, Set
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from model_server.handover import Place
 
 SPIN = 0.002  # seconds that a burst of connections is shared out within one turn of the event loop
 PATIENCE = 0.02  # seconds that a connection is left to workers that have fewer
@@ -168,34 +168,6 @@ class Listener:
         except OSError:  # the client is gone already
             connection.close()
             self._count(-1)
-
-
-class Place:
-    """Where it is said which master's workers serve: a symbolic link to its process id, as it needs no space.
-
-    A worker that sees another's name there has a successor.
-    """
-
-    def __init__(self, directory: Optional[Path]) -> None:
-        """Name the directory that belongs to the service while it runs; None: there is no successor, ever."""
-        self._link = None if directory is None else directory / "serving"
-
-    def take(self, master: int) -> None:
-        """Say that workers of this master serve."""
-        if self._link is None:
-            return
-        new = self._link.with_name(f"serving.{os.getpid()}")
-        with contextlib.suppress(FileNotFoundError):
-            new.unlink()
-        os.symlink(str(master), str(new))
-        os.replace(str(new), str(self._link))
-
-    def holder(self) -> Optional[int]:
-        """Return the process id of the master whose workers serve, None if there has been none."""
-        try:
-            return None if self._link is None else int(os.readlink(str(self._link)))
-        except (OSError, ValueError):
-            return None
 
 
 class Server(uvicorn.Server):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any, Callable, Dict, List
@@ -12,7 +13,7 @@ from typing import Any, Callable, Dict, List
 import httpx
 import pytest
 
-from model_server.handover import ORDER, SUCCESSOR
+from model_server.handover import ORDER, SUCCESSOR, Place
 from tests.unit.model_server.gunicorn_process import Server, is_alive, wait_for
 
 Encode = Callable[..., bytes]
@@ -27,6 +28,18 @@ def hand_over(server: Server, **changes: str) -> "subprocess.CompletedProcess[st
 
 def serving(server: Server) -> int:
     return int(os.readlink(str(server.runtime_dir / "serving")))
+
+
+def test_the_place_is_the_last_taker_s(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    assert place.holder() is None
+    place.take(11)
+    place.take(12)
+    assert place.holder() == 12
+    assert [path.name for path in tmp_path.iterdir()] == ["serving"]
+    nowhere = Place(None)
+    nowhere.take(11)
+    assert nowhere.holder() is None
 
 
 def test_a_handover_loses_no_request(server: Server, encode: Encode) -> None:
@@ -52,7 +65,7 @@ def test_a_handover_loses_no_request(server: Server, encode: Encode) -> None:
             for release in ("second", "third"):
                 done = hand_over(server, MODEL_SERVER_RELEASE=release)
                 assert (done.returncode, done.stderr) == (0, "")
-                assert not is_alive(server.master)
+                wait_for(partial(gone, server.master), 10)
                 assert parent(serving(server)) not in {server.master, server.process.pid}, "systemd's own child"
                 server.master = serving(server)
                 assert len(server.workers()) == 2
@@ -146,6 +159,10 @@ def test_a_master_that_is_gone_is_told_in_a_sentence(server: Server) -> None:
     assert done.returncode == 1
     assert done.stderr == "model server: handover: there is no process 999999999 to take over from.\n"
     assert not (server.runtime_dir / ORDER).exists()
+
+
+def gone(process: int) -> bool:
+    return not is_alive(process)
 
 
 def parent(process: int) -> int:

@@ -12,7 +12,8 @@ from typing import Callable, List, Optional
 
 import pytest
 
-from model_server.serving import PATIENCE, Connection, Listener, Place, Shares
+from model_server.handover import Place
+from model_server.serving import PATIENCE, Connection, Listener, Shares
 from tests.unit.model_server.gunicorn_process import Server, is_alive, wait_for
 
 Encode = Callable[..., bytes]
@@ -82,18 +83,6 @@ def test_a_connection_is_left_to_the_others_and_then_taken() -> None:
     assert shares.least() == 0
     shares.remove(1)
     assert shares.least() == 0, "nothing is left to a listener that is closed"
-
-
-def test_the_place_is_the_last_taker_s(tmp_path: Path) -> None:
-    place = Place(tmp_path)
-    assert place.holder() is None
-    place.take(11)
-    place.take(12)
-    assert place.holder() == 12
-    assert [path.name for path in tmp_path.iterdir()] == ["serving"]
-    nowhere = Place(None)
-    nowhere.take(11)
-    assert nowhere.holder() is None
 
 
 def test_workers_outlive_a_lost_master_until_the_next_one_s_serve(server: Server, encode: Encode) -> None:
