@@ -11,6 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+CHECK = "check"  # begins the names of files that a server's check of itself counts in
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 # A file of prometheus_client: the number of bytes in use (int), 4 bytes of padding, then entries of
@@ -138,6 +139,8 @@ class Page:
         layouts: Dict[Path, _Layout] = {}
         values: Dict[Path, Sequence[float]] = {}
         for path in sorted(self._directory.glob("*.db")):
+            if path.stem.rpartition("_")[2].startswith(CHECK):
+                continue
             try:
                 data = path.read_bytes()
             except FileNotFoundError:  # the gauges of a worker that has just been lost

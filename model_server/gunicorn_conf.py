@@ -19,7 +19,7 @@ except SettingsError as _error:
     sys.exit(f"model server: {_error}")
 
 from model_server.handover import Place
-from model_server.serving import Server, Shares
+from model_server.serving import DRAIN, Server, Shares
 
 _place = Place(_settings.runtime_dir)
 # During a handover, or while the workers of a lost master finish, there are twice as many slots in use.
@@ -57,7 +57,7 @@ bind = _settings.bind
 workers = _settings.workers
 worker_class = Worker
 timeout = _settings.timeout
-graceful_timeout = _settings.graceful_timeout
+graceful_timeout = _settings.graceful_timeout + int(DRAIN) + 1  # after idle connections have been let go
 keepalive = 75  # longer than any client or proxy keeps an idle connection, so that it is never us who cut it first
 # The model is loaded before the fork: READY means that it works, and the workers share its memory.
 preload_app = True

@@ -99,8 +99,11 @@ def hand_over(master: int, runtime_dir: Path, on_taken_over: Callable[[int], Non
         HandoverError: the new one did not start; nothing has changed.
     """
     place, link = Place(runtime_dir), runtime_dir / SUCCESSOR
-    _end(_process_in(link))  # of a handover that was interrupted
+    forgotten = _process_in(link)
     _remove(link)
+    if forgotten is not None:  # of a handover that was interrupted
+        place.take(master)  # so that its workers let their connections go one by one
+        _end(forgotten)
     python = Path(sys.prefix).resolve() / "bin" / Path(sys.executable).name  # not through a link that moves
     order = runtime_dir / ORDER
     _remove(order)
@@ -123,7 +126,8 @@ def hand_over(master: int, runtime_dir: Path, on_taken_over: Callable[[int], Non
         _remove(order)
         _remove(link)
     on_taken_over(successor)
-    os.kill(master, signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):  # it has just died by itself
+        os.kill(master, signal.SIGTERM)
     while _has_workers(master):  # without them it serves no one, however long it takes to tidy up
         time.sleep(POLL)
     return successor
@@ -167,14 +171,19 @@ def _has_workers(master: int) -> bool:
 
 
 def _end(process: Optional[int]) -> None:
-    if process is None:
+    if process is None or not _is_gunicorn(process):  # its number may have passed to another
         return
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(process, signal.SIGTERM)
         while _is_alive(process):
             time.sleep(POLL)
-    except ProcessLookupError:
-        pass
+
+
+def _is_gunicorn(process: int) -> bool:
+    try:
+        return b"gunicorn" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def main() -> None:
@@ -194,6 +203,7 @@ def main() -> None:
 
 
 def _tell_systemd(successor: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from here on there is nothing to take back
     import logging  # noqa: PLC0415
 
     from gunicorn.systemd import sd_notify  # type: ignore[import-untyped]  # noqa: PLC0415

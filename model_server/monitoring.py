@@ -33,7 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette_exporter import PrometheusMiddleware
 
 from model_server.bundle import Manifest
-from model_server.exposition import CONTENT_TYPE, Page
+from model_server.exposition import CHECK, CONTENT_TYPE, Page
 from model_server.reference import NUMBERS, PREDICTED_CLASS, Reference
 from model_server.settings import METRICS_DIR, SettingsError
 from model_server.upload import Reason
@@ -177,7 +177,9 @@ def take_slot(slot: Slot) -> None:
 
 
 def release_free_slots(metrics_dir: Optional[Path]) -> None:
-    """Forget what was in progress in the slots that no living worker has."""
+    """Forget what was in progress in the slots that no living worker has, and what a check that was ended left."""
+    for path in [] if metrics_dir is None else sorted(metrics_dir.glob(f"*_{CHECK}*.db")):
+        path.unlink()
     for path in [] if metrics_dir is None else sorted(metrics_dir.glob("*.lock")):
         with contextlib.suppress(BlockingIOError):
             slot = Slot(int(path.stem), _lock(path.parent, int(path.stem)))
@@ -187,9 +189,9 @@ def release_free_slots(metrics_dir: Optional[Path]) -> None:
 
 @contextlib.contextmanager
 def uncounted(metrics_dir: Optional[Path]) -> Iterator[None]:
-    """Let requests of the server to itself leave no trace."""
+    """Let requests of the server to itself be counted where nobody looks."""
     global _process  # noqa: PLW0603 - the identity of this process
-    before, _process = _process, f"check{os.getpid()}"
+    before, _process = _process, f"{CHECK}{os.getpid()}"
     try:
         yield
     finally:

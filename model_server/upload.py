@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 
 FIELD = "file"
 MAX_PARTS = 64
+MAX_PADDING = 64  # bytes of blanks after a boundary
 MAX_HEADER_BYTES = 16 * 1024  # of one part
 CLIENT_CLOSED_REQUEST = 499  # nobody reads the answer; the number is for the metrics, as nginx has it
 
@@ -95,11 +96,14 @@ def _find_file(boundary: bytes, body: bytes) -> Upload:
     headers byte by byte, which costs more than all else that is done with a form.
     """
     delimiter = b"\r\n--" + boundary
-    if not body.startswith(delimiter[2:]):
-        raise _malformed("The multipart body does not begin with its boundary.")
+    begin = -2 if body.startswith(delimiter[2:]) else body.find(delimiter)  # after a preamble
+    if begin == -1:
+        raise _malformed("The multipart body lacks its boundary.")
     file: Optional[Upload] = None
-    position = len(delimiter) - 2  # after a boundary
+    position = begin + len(delimiter)  # after a boundary
     for _ in range(MAX_PARTS + 1):
+        after = body[position : position + MAX_PADDING]
+        position += len(after) - len(after.lstrip(b" \t"))
         ending = body[position : position + 2]
         if ending == b"--":
             break

@@ -132,7 +132,7 @@ def test_hanging_worker_is_replaced_while_the_others_serve(model_server: ModelSe
     # A client that keeps its connection to this worker waits on it, once.
     assert len(traffic.failed) <= traffic.clients, traffic.failed
     assert meanwhile > 10 * TIMEOUT
-    assert traffic.longest_gap() < 5
+    assert traffic.longest_gap() < TIMEOUT / 2, "the others did not serve"
 
 
 def test_one_worker_is_taken_when_memory_is_short(model_server: ModelServer, tell: Tell) -> None:
@@ -152,6 +152,7 @@ def test_one_worker_is_taken_when_memory_is_short(model_server: ModelServer, tel
         f"{lost} of {len(workers)} workers replaced {back:.1f} s after; {told(traffic)}",
     )
     assert greedy.error, "there was enough memory"
+    assert lost == 1
     assert model_server.master() == master, machine.journal("model-server")
     assert in_flight(traffic.failed, greedy.began, ended), traffic.failed
     assert traffic.refused == []
@@ -329,7 +330,7 @@ def test_killed_prometheus_lacks_only_the_time_it_was_away(
     assert before > 0
     assert prometheus.total(samples, at=moment) == before
     assert started - gap <= last <= killed, "samples are missing from another time"
-    assert gaps[-2][0] < 3.5, "samples are missing from a further time"
+    assert gaps[-2][0] < gap / 2, "samples are missing from a further time"
 
 
 def test_everything_is_back_after_the_machine_was_restarted(

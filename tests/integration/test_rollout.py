@@ -6,10 +6,12 @@ The tests build on each other. What was deployed before them is deployed after t
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import re
 import shutil
 import statistics
+import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -106,9 +108,10 @@ class ServedModel:
         self._server, self._prometheus, self._ansible = server, prometheus, ansible
         self.before = self.deployed
 
-    def deploy(self, repository: Path = REPOSITORY, bundle: Path | str = "") -> tuple[int, str]:
+    def deploy(self, repository: Path = REPOSITORY, bundle: Path | str = "", sha256: str = "") -> tuple[int, str]:
         """Deploy, and return the play's exit status and what it says."""
         variables = ["--extra-vars", f"model_server_bundle={bundle}"] if bundle else []
+        variables += ["--extra-vars", f"model_server_bundle_sha256={sha256}"] if sha256 else []
         return self._ansible.attempt(*DEPLOY, *variables, repository=repository)
 
     def interrupt_deployment(self, task: str, delay: float, repository: Path) -> None:
@@ -123,7 +126,7 @@ class ServedModel:
     def deployed(self) -> Deployment:
         """What the links name, which is what the service was told to run."""
         links = [self._server.run("readlink %s/current", place).rpartition("/")[2] for place in (HOME, DATA)]
-        lines = self._server.run("cat /run/model-server/deployment").splitlines()
+        lines = self._server.run("cat /run/model-server-deployment").splitlines()
         running = dict(line.split(": ", 1) for line in lines if ": " in line)
         assert [running["release"], running["bundle"]] == links
         return Deployment(*links)
@@ -208,8 +211,13 @@ def test_new_code_after_interrupted_deployments(model: ServedModel, users: Users
 def test_new_weights(model: ServedModel, users: Users, tmp_path: Path) -> None:
     before, weights, since = model.deployed, model.weights_sha256, time.time()
     bundle = model.changed_bundle(tmp_path, "state = {name: value * 1.0001 for name, value in state.items()}")
-    with users.served_throughout("new weights"):
-        status, output = model.deploy(bundle=bundle)
+    archive = tmp_path / "bundle.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        for path in bundle.iterdir():
+            packed.add(path, path.name)
+    sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+    with users.served_throughout("new weights, an archive by its URL"):
+        status, output = model.deploy(bundle=archive.as_uri(), sha256=sha256)
 
     assert status == 0, output
     assert model.deployed.bundle != before.bundle

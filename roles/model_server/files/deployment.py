@@ -22,6 +22,7 @@ SOCKET = "model-server.socket"
 KEPT = 3  # releases, and bundles
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 HEADER = "# since release bundle settings\n"
+SETTLING = 180  # seconds that a start or a reload which an earlier run has begun may take
 LINES = 20  # of the journal, where it has no sentence of the model server's
 
 
@@ -66,7 +67,7 @@ class Host:
         self.next = etc / "next"  # what the last play asked for
         self.deployment, self.settings = etc / "deployment", etc / "model-server.env"
         self.service, self.socket = units / SERVICE, units / SOCKET
-        self.running = root / "run/model-server/deployment"  # copied from `deployment` by the service
+        self.running = root / "run/model-server-deployment"  # copied from `deployment` by the service
         self.data = data
 
     def state(self) -> State:
@@ -89,6 +90,9 @@ class Host:
 
     def is_active(self) -> bool:
         return run("systemctl", "is-active", SERVICE).stdout.strip() in ("active", "reloading")
+
+    def is_changing(self) -> bool:
+        return run("systemctl", "is-active", SERVICE).stdout.strip() in ("reloading", "activating", "deactivating")
 
     def can_reload(self) -> bool:
         return self.shown("CanReload") == "yes" and self.is_active()
@@ -140,18 +144,20 @@ class Host:
 
     def record(self, deployment: Deployment) -> None:
         """Note that this serves from now on, unless that is known."""
+        self.kept_settings.mkdir(mode=0o750, exist_ok=True)
+        replace_file(self.settings_of(deployment), self.settings.read_bytes())
         entries = self.entries()
         if entries and entries[-1].deployment == deployment:
             return
-        self.kept_settings.mkdir(mode=0o750, exist_ok=True)
-        replace_file(self.settings_of(deployment), self.settings.read_bytes())
         entries.append(Entry(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), deployment))
         lines = [" ".join((entry.since, *entry.deployment)) + "\n" for entry in entries]
         replace_file(self.history, "".join((HEADER, *lines)).encode())
 
     def prune(self) -> None:
         """Remove what is no longer to be gone back to, and what never served."""
-        choices = [entry.deployment for entry in self.choices()]
+        serving = self.deployed()
+        choices = [] if serving is None else [serving]
+        choices += [entry.deployment for entry in self.choices() if entry.deployment != serving]
         releases = list(dict.fromkeys(choice.release for choice in choices))[:KEPT]
         # A release that is kept needs the bundle that it served last.
         last = {choice.release: choice.bundle for choice in reversed(choices)}
@@ -169,6 +175,11 @@ class Host:
 
 def settle(host: Host) -> None:
     """Note what serves, or put it back in its place, where an earlier run was killed before it did so."""
+    deadline = time.monotonic() + SETTLING
+    while host.is_changing() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    if not host.is_active():  # what was to start is not what serves
+        return
     content = host.running.read_bytes() if host.running.exists() else b""
     serving = parsed(content)
     if serving is None or not host.deployment.exists():

@@ -18,7 +18,7 @@ from prometheus_client import (
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.parser import text_string_to_metric_families
 
-from model_server.exposition import MetricsFileError, Page
+from model_server.exposition import CHECK, MetricsFileError, Page
 
 AWKWARD = ["plain", 'quo"ted', "back\\slash", "new\nline", "50 %", "%d %r", "лимон 🍋", "", "a,b=c", "\\n"]
 
@@ -112,6 +112,16 @@ def test_the_page_is_that_of_prometheus_client(workers: Workers) -> None:
         count(metrics, number)
         assert_same(page, workers.directory)
         assert_same(Page(workers.directory), workers.directory)
+
+
+def test_what_a_server_asks_itself_is_not_shown(workers: Workers) -> None:
+    metrics = make_metrics()
+    count(metrics, 1)
+    before = Page(workers.directory).render()
+    workers.slot = f"{CHECK}123"
+    count(metrics, 2)
+    assert (workers.directory / f"counter_{CHECK}123.db").exists()
+    assert Page(workers.directory).render() == before
 
 
 def test_new_series_appear(workers: Workers) -> None:

@@ -132,6 +132,7 @@ def test_systemd_losing_patience_leaves_the_old_one(server: Server) -> None:
     command = [sys.executable, "-m", "model_server.handover"]
     handover = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     successor = int(wait_for(lambda: _target(server)))
+    wait_for(lambda: list(server.metrics_dir.glob("*_check*.db")))
     handover.terminate()
     _, told = handover.communicate(timeout=20)
 
@@ -139,6 +140,12 @@ def test_systemd_losing_patience_leaves_the_old_one(server: Server) -> None:
     assert "TimeoutStartSec" in told
     assert not is_alive(successor)
     assert server.get("/readyz")
+    assert list(server.metrics_dir.glob("*_check*.db")), "the check was ended before it could tidy up"
+    assert sum(value for name, value in server.samples().items() if "in_progress" in name) == 1
+    done = hand_over(server)
+    assert (done.returncode, done.stderr) == (0, "")
+    server.master = serving(server)
+    assert not list(server.metrics_dir.glob("*_check*.db"))
 
 
 def test_without_an_order_the_signal_does_no_harm(server: Server) -> None:

@@ -39,7 +39,7 @@ def test_connections_are_shared_out_evenly(server: Server) -> None:
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
         counts = [established(worker) for worker in server.workers()]
     assert sum(counts) >= 40
-    assert max(counts) <= 34, counts
+    assert max(counts) <= 28, counts
 
 
 def test_a_worker_that_hangs_is_not_waited_for(server: Server) -> None:
@@ -96,8 +96,7 @@ def test_workers_outlive_a_lost_master_until_the_next_one_s_serve(server: Server
     kept = http.client.HTTPConnection(server.url[7:], timeout=10)
     assert connection_header(kept) is None
     Place(server.runtime_dir).take(os.getpid())
-    time.sleep(1)
-    assert connection_header(kept) == "close"
+    wait_for(lambda: connection_header(kept) == "close")
     kept.close()
     wait_for(lambda: not any(map(is_alive, workers)), 20)
 

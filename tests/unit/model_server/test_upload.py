@@ -83,11 +83,18 @@ def test_headers_in_any_case_and_a_part_without_type() -> None:
     assert read(part('CONTENT-DISPOSITION: form-data; name="file"; filename=""') + END) == Upload("", "", b"pixels")
 
 
+def test_a_preamble_and_blanks_after_boundaries_are_let_pass() -> None:
+    padded = (file_part(b"image") + END).replace(b"--XX", b"--XX \t")
+    for body in (b"\r\n" + padded, b"a preamble\r\n" + padded):
+        assert read(body).data == b"image"
+
+
 @pytest.mark.parametrize(
     "body",
     [
         b"",
         b"garbage",
+        b"--XX" + b" " * 1000 + b"\r\n\r\n",
         b"--YY\r\n\r\n",
         b"--XX",
         b"--XX\r\n",

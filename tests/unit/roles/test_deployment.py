@@ -33,7 +33,7 @@ case $1 in
     bundle=$(realpath var/lib/model-server/current)
     case $bundle in */bad) echo "Job for model-server.service failed." >&2; exit 1 ;; esac
     touch active
-    cp etc/model-server/deployment run/model-server/deployment
+    cp etc/model-server/deployment run/model-server-deployment
     release=$(realpath opt/model-server/current)
     echo "${release##*/} ${bundle##*/} $(cat etc/model-server/model-server.env)" >>served ;;
 esac
@@ -156,7 +156,7 @@ def test_new_unit_is_reloaded_first_and_then_restarted(machine: Machine) -> None
     machine.deploy("b", "m", unit="other")
 
     assert machine.told() == ["daemon-reload", "reload", "restart"]
-    assert "units: others" in (machine.root / "run/model-server/deployment").read_text()
+    assert "units: others" in (machine.root / "run/model-server-deployment").read_text()
 
 
 def test_what_cannot_hand_over_is_restarted(machine: Machine) -> None:
@@ -320,7 +320,8 @@ def test_three_releases_and_bundles_are_kept(machine: Machine) -> None:
     assert machine.names("opt/model-server/releases") == {"r2", "r3", "r4"}
     assert machine.names("var/lib/model-server/bundles") == {"b2", "b3", "b4"}
     assert machine.names("var/lib/model-server/settings") == {"2.env", "3.env", "4.env"}
-    assert [line.split()[1:3] for line in machine.run("list").stdout.splitlines()]
+    listed = [line.split() for line in machine.run("list").stdout.splitlines()]
+    assert [(words[2], words[5].rstrip(",")) for words in listed] == [("r4", "b4"), ("r3", "b3"), ("r2", "b2")]
 
 
 def test_all_that_is_listed_can_be_gone_back_to(machine: Machine) -> None:
