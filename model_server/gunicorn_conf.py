@@ -40,7 +40,7 @@ class Worker(UvicornWorker):
 
     async def _serve(self) -> None:
         self.config.app = self.wsgi
-        server = Server(self.config, _shares, self.slot.number, _place)
+        server = Server(self.config, _shares, self.slot.number, _place, self.ppid)
         self._install_sigquit_handler()
         await server.serve(sockets=self.sockets)
         if not server.started:
@@ -58,6 +58,8 @@ workers = _settings.workers
 worker_class = Worker
 timeout = _settings.timeout
 graceful_timeout = _settings.graceful_timeout + int(DRAIN) + 1  # after idle connections have been let go
+# Signs of life are written to a file: where it is on a disk, a worker stands still while others write much to it.
+worker_tmp_dir = None if _settings.runtime_dir is None else str(_settings.runtime_dir)
 keepalive = 75  # longer than any client or proxy keeps an idle connection, so that it is never us who cut it first
 # The model is loaded before the fork: READY means that it works, and the workers share its memory.
 preload_app = True

@@ -178,10 +178,11 @@ class Server(uvicorn.Server):
     get `DRAIN` seconds for one more request.
     """
 
-    def __init__(self, config: uvicorn.Config, shares: Shares, slot: int, place: Place) -> None:
+    def __init__(self, config: uvicorn.Config, shares: Shares, slot: int, place: Place, master: int) -> None:
+        """Serve as the worker of a slot; `master` is the process id of its master, which may be gone by now."""
         super().__init__(config)
         self._shares, self._slot, self._place = shares, slot, place
-        self._master = os.getppid()
+        self._master = master
         self._orphaned: Optional[float] = None
         self._notified = 0.0
 

@@ -69,7 +69,7 @@ class Server:
         with log.open("wb") as output:
             self.process = subprocess.Popen([*GUNICORN, "serving:app()"], env=self.environment, stderr=output)
         self.master = self.process.pid
-        wait_for(lambda: self.get("/readyz") and len(self.workers()) == 2)
+        wait_for(lambda: self.get("/readyz") and log.read_text().count("Started server process") == 2)
 
     def get(self, path: str) -> "httpx.Response | None":
         try:
