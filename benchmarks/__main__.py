@@ -164,12 +164,10 @@ class Bench:
             for when, replaced in (("before", 0), ("after", REPLACEMENTS)):
                 metrics.replace_workers(server, replaced)
                 seconds = metrics.scrape(server, self._bodies, count)
-                self.measured[f"scrape p50 {when}"] = [median(seconds)]
-                self.measured[f"scrape p99 {when}"] = [quantiles(seconds, n=100)[98]]
-                self.say(
-                    f"{when}: p50 {median(seconds) * 1e3:.1f} ms, p99 {quantiles(seconds, n=100)[98] * 1e3:.1f} ms, "
-                    f"longest {max(seconds) * 1e3:.1f} ms"
-                )
+                p50, p99 = median(seconds), quantiles(seconds, n=100)[98]
+                self.measured[f"scrape p50 {when}"] = [p50]
+                self.measured[f"scrape p99 {when}"] = [p99]
+                self.say(f"{when}: p50 {p50 * 1e3:.1f} ms, p99 {p99 * 1e3:.1f} ms, longest {max(seconds) * 1e3:.1f} ms")
 
     def _values(self) -> Dict[str, float]:
         def of(key: str) -> float:

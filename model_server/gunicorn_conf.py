@@ -109,8 +109,8 @@ def post_fork(server: Any, worker: Any) -> None:
 def child_exit(server: Any, worker: Any) -> None:
     """Forget what the lost worker had in progress."""
     _shares.remove(worker.slot.number)
+    worker.slot.release()  # before another master can take it
     worker.slot.close()
-    worker.slot.release()
 
 
 def pre_exec(server: Any) -> None:

@@ -43,17 +43,13 @@ class Place:
         if self._link is None:
             return
         new = self._link.with_name(f"serving.{os.getpid()}")
-        with contextlib.suppress(FileNotFoundError):
-            new.unlink()
+        _remove(new)
         os.symlink(str(master), str(new))
         os.replace(str(new), str(self._link))
 
     def holder(self) -> Optional[int]:
         """Return the process id of the master whose workers serve, None if there has been none."""
-        try:
-            return None if self._link is None else int(os.readlink(str(self._link)))
-        except (OSError, ValueError):
-            return None
+        return None if self._link is None else _process_in(self._link)
 
 
 def prepare_successor(server: Any, runtime_dir: Optional[Path]) -> None:
@@ -87,8 +83,8 @@ def prepare_successor(server: Any, runtime_dir: Optional[Path]) -> None:
         os._exit(1)
 
 
-def hand_over(master: int, runtime_dir: Path, on_taken_over: Callable[[int], None]) -> int:
-    """Let a new gunicorn take the place of a running one; return its process id when the old one's workers are gone.
+def hand_over(master: int, runtime_dir: Path, on_taken_over: Callable[[int], None]) -> None:
+    """Let a new gunicorn take the place of a running one; return when the old one's workers are gone.
 
     Args:
         master: process id of the running one.
@@ -110,11 +106,7 @@ def hand_over(master: int, runtime_dir: Path, on_taken_over: Callable[[int], Non
     with os.fdopen(os.open(str(order), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         json.dump([str(python), {key: value for key, value in os.environ.items() if key != "MAINPID"}], file)
     try:
-        try:
-            os.kill(master, signal.SIGUSR2)
-        except ProcessLookupError:
-            raise HandoverError(f"there is no process {master} to take over from.") from None
-        successor = _wait_for_successor(master, link)
+        successor = _call_successor(master, link)
         while place.holder() != successor:
             if not _is_alive(successor):
                 raise HandoverError("the new server did not start, and the old one goes on; the lines above say why.")
@@ -130,10 +122,13 @@ def hand_over(master: int, runtime_dir: Path, on_taken_over: Callable[[int], Non
         os.kill(master, signal.SIGTERM)
     while _has_workers(master):  # without them it serves no one, however long it takes to tidy up
         time.sleep(POLL)
-    return successor
 
 
-def _wait_for_successor(master: int, link: Path) -> int:
+def _call_successor(master: int, link: Path) -> int:
+    try:
+        os.kill(master, signal.SIGUSR2)
+    except ProcessLookupError:
+        raise HandoverError(f"there is no process {master} to take over from.") from None
     deadline = time.monotonic() + FORK_SECONDS
     while _is_alive(master) and time.monotonic() < deadline:
         successor = _process_in(link)

@@ -132,22 +132,21 @@ class Slot:
     @classmethod
     def claim(cls, metrics_dir: Optional[Path], taken: Collection[int]) -> "Slot":
         """Take the lowest slot that is not one of `taken` and that no other process has."""
-        number = 0
+        number = -1
         while True:
-            if number not in taken:
-                try:
-                    lock = None if metrics_dir is None else _lock(metrics_dir, number)
-                    break
-                except BlockingIOError:
-                    pass
-                except OSError as error:
-                    log.error("Slot %d of the metrics cannot be locked: %s.", number, error.strerror)
-                    lock = None
-                    break
             number += 1
-        slot = cls(number, lock)
-        slot.release()
-        return slot
+            if number in taken:
+                continue
+            try:
+                lock = None if metrics_dir is None else _lock(metrics_dir, number)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                log.error("Slot %d of the metrics cannot be locked: %s.", number, error.strerror)
+                lock = None
+            slot = cls(number, lock)
+            slot.release()
+            return slot
 
     def release(self) -> None:
         """Forget what was in progress; counters stay."""

@@ -209,7 +209,7 @@ class Server(uvicorn.Server):
         if self._orphaned is None:
             log.warning("The master of this worker is gone; it serves until another one's do.")
             self._orphaned = now
-        if self._is_succeeded() or self._place.holder() is None or now > self._orphaned + ORPHANED:
+        if self._place.holder() != self._master or now > self._orphaned + ORPHANED:
             self.should_exit = True
 
     def _is_succeeded(self) -> bool:

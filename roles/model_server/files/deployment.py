@@ -88,11 +88,14 @@ class Host:
             if target is not None:
                 replace_link(link, target)
 
+    def activity(self) -> str:
+        return run("systemctl", "is-active", SERVICE).stdout.strip()
+
     def is_active(self) -> bool:
-        return run("systemctl", "is-active", SERVICE).stdout.strip() in ("active", "reloading")
+        return self.activity() in ("active", "reloading")
 
     def is_changing(self) -> bool:
-        return run("systemctl", "is-active", SERVICE).stdout.strip() in ("reloading", "activating", "deactivating")
+        return self.activity() in ("reloading", "activating", "deactivating")
 
     def can_reload(self) -> bool:
         return self.shown("CanReload") == "yes" and self.is_active()

@@ -275,7 +275,7 @@ REJECTED: Dict[str, Callable[[Client, bytes], httpx.Response]] = {
 
 @pytest.mark.parametrize("reason", REJECTED)
 def test_a_rejected_input_is_counted_by_its_reason(classifier: FakeClassifier, encode: Encode, reason: str) -> None:
-    pixels = 100 if reason == "image_too_large" else 50_000_000
+    pixels = 1024 if reason == "image_too_large" else 50_000_000
     client = make_client(classifier, max_body_bytes=60_000, max_image_pixels=pixels)
     assert 400 <= REJECTED[reason](client, encode()).status_code < 500
     found = samples(client)
