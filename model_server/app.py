@@ -14,6 +14,7 @@ from model_server.monitoring import Inference, ModelMetrics, check_metrics_dir, 
 from model_server.preprocessing import ImageTooLargeError, UndecodableImageError, load, open_image
 from model_server.reference import Reference
 from model_server.settings import Settings, SettingsError, read_settings
+from model_server.turns import Turns
 from model_server.upload import FIELD, Reason, RejectedInputError, Upload, read_upload
 
 if TYPE_CHECKING:  # the import of torch takes seconds
@@ -91,6 +92,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
 
     fast_for = model.manifest.input_size if settings.decoding == "fast" else None
     metrics = ModelMetrics(model.manifest, model.reference, settings.release)
+    turns = Turns()
     app = FastAPI(title="Model server", description="Classifies images and counts what it does.")
 
     @app.get("/")
@@ -138,6 +140,8 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         inference.lap()
         if settings.fault_injection and upload.content_type.startswith("fake_server_error/"):
             raise HTTPException(500, "Simulated server error.")
+        await turns.next()
+        inference.lap()
         image = read_image(upload, inference, settings.max_image_pixels, fast_for)
         inference.lap()
         pixels = model.preprocess(image)

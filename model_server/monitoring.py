@@ -113,7 +113,7 @@ if METRICS_DIR in os.environ:  # prometheus_client decides by the same test, at 
     prometheus_client.values.MmapedDict = MetricsFile  # type: ignore[attr-defined]
     prometheus_client.values.ValueClass = prometheus_client.values.MultiProcessValue(_identify)  # type: ignore[no-untyped-call]
 
-STAGES = ("read", "decode", "preprocess", "forward")  # in the order of a request
+STAGES = ("read", "queue", "decode", "preprocess", "forward")  # in the order of a request
 SAMPLE_INTERVAL = 0.1  # seconds, in each worker
 APP_NAME = "fastapi"
 

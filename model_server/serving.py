@@ -1,8 +1,8 @@
 """How a worker takes connections, and how it lets go of them.
 
 uvicorn would accept every connection that waits at once, so that of many clients which connect in one moment a
-single worker gets nearly all, and keeps them. And it would cut idle connections when it ends, on which a request
-may be on its way.
+single worker gets nearly all, and keeps them: a worker that starts later would never get any. And it would cut idle
+connections when it ends, on which a request may be on its way.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 from typing import Any, Callable, List, Optional, Set
 
@@ -20,14 +21,17 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from model_server.handover import Place
 
-SPIN = 0.002  # seconds that a burst of connections is shared out within one turn of the event loop
 PATIENCE = 0.02  # seconds that a connection is left to workers that have fewer
+IMPATIENCE = 1.0  # seconds that nothing is left to them after that
 PAUSE = 0.002  # seconds between two looks at a connection that is left to others
+BALANCE = 1.0  # seconds between two times that surplus connections are let go; clients are back by then
 EXHAUSTED = 1.0  # seconds before the next try, when there are no file descriptors left
 DRAIN = 5.0  # seconds that idle connections have for one more request, while a successor takes the new ones
 ORPHANED = 60.0  # seconds that a worker goes on after its master was lost, if no other takes over
 HEARTBEAT = 1.0  # seconds between two signs of life for gunicorn
 ABSENT = -1
+BACKLOG = 24  # offset of tcpi_unacked in the kernel's struct tcp_info: of a listening socket, what waits
+CLOSE = (b"connection", b"close")
 
 log = logging.getLogger("gunicorn.error")
 
@@ -49,38 +53,52 @@ class Shares:
         """Let nothing more be left to the worker of this slot."""
         self.set(slot, ABSENT)
 
-    def least(self) -> int:
-        """Return the fewest connections that a worker has."""
-        return min((count for count in self._counts if count != ABSENT), default=0)
+    def fair(self, waiting: int = 0) -> int:
+        """Return how many connections each worker would have if all, and `waiting` more, were shared out evenly."""
+        counts = [count for count in self._counts if count != ABSENT]
+        return -(-(sum(counts) + waiting) // max(1, len(counts)))
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, with word of its end."""
+    """uvicorn's, with word of its end, and an end that its listener wants after an answer that says so."""
 
-    def __init__(self, lost: Callable[[], None], *arguments: Any, **options: Any) -> None:
+    def __init__(self, listener: "Listener", *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._lost = lost
+        self._listener: Optional[Listener] = listener  # None once it does not count any more
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if self._listener is not None and self._listener.has_surplus():
+            self._leave()
+        if self._listener is None and self.cycle is not None:
+            self.cycle.default_headers = [*self.cycle.default_headers, CLOSE]
 
     def connection_lost(self, exc: Optional[Exception]) -> None:
         super().connection_lost(exc)
-        self._lost()
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._listener is not None:
+            self._listener.count(-1)
+            self._listener = None
 
 
 class Listener:
     """Accepts the connections of a socket that several workers listen on, as many as the others do.
 
-    A worker that has more than its share leaves a connection to the others. After `PATIENCE` it takes it all the
-    same: they may be busy, or hang.
+    A worker that has its share leaves further ones to the others. After `PATIENCE` it takes them all the same: the
+    others may be busy, or hang. One that got more than its share, because another worker started later or was slow,
+    lets the surplus go: clients whose answer says `Connection: close` connect anew.
     """
 
     def __init__(
-        self, sock: socket.socket, connect: Callable[[Callable[[], None]], Connection], shares: Shares, slot: int
+        self, sock: socket.socket, connect: Callable[["Listener"], asyncio.Protocol], shares: Shares, slot: int
     ) -> None:
         """Begin to accept; to be called in the event loop.
 
         Args:
             sock: listens, and does not block.
-            connect: makes the protocol of a connection, from what it is to call in the end.
+            connect: makes the protocol of a connection, which is to call `count(-1)` in the end.
             shares: of all workers.
             slot: this worker's.
         """
@@ -90,10 +108,13 @@ class Listener:
         self._waiting.register(sock.fileno(), select.POLLIN)
         self._closed = False
         self._connections = 0
+        self._surplus = 0
+        self._balanced = time.monotonic()
         self._left_since: Optional[float] = None
+        self._impatient_until = 0.0
         self._arriving: Set[asyncio.Task[Any]] = set()
         self._resumed: Optional[asyncio.TimerHandle] = None
-        self._count(0)
+        self.count(0)
         self._loop.add_reader(sock.fileno(), self._accept)
 
     def close(self) -> None:
@@ -109,20 +130,28 @@ class Listener:
     async def wait_closed(self) -> None:
         """Return at once: a closed listener has nothing left to do."""
 
-    def _count(self, change: int) -> None:
+    def count(self, change: int) -> None:
+        """Have so many more connections."""
         self._connections += change
         if not self._closed:
             self._shares.set(self._slot, self._connections)
 
+    def has_surplus(self) -> bool:
+        """Say whether a connection is to be let go so that others get their share; each time, it is for one of them."""
+        now = time.monotonic()
+        if now > self._balanced + BALANCE:
+            self._balanced = now
+            self._surplus = (
+                0 if self._closed or now < self._impatient_until else self._connections - self._shares.fair()
+            )
+        self._surplus -= 1
+        return self._surplus >= 0
+
     def _accept(self) -> None:
-        spin_until = time.monotonic() + SPIN
         while self._waiting.poll(0):
             if self._is_for_others():
-                if time.monotonic() > spin_until:
-                    self._pause(PAUSE)
-                    return
-                time.sleep(SPIN / 20)
-                continue
+                self._pause(PAUSE)
+                return
             self._left_since = None
             try:
                 connection, _ = self._sock.accept()
@@ -133,17 +162,27 @@ class Listener:
                 self._pause(EXHAUSTED)
                 return
             self._adopt(connection)
-            spin_until = time.monotonic() + SPIN
         self._left_since = None
 
     def _is_for_others(self) -> bool:
-        least = self._shares.least()
-        if self._connections <= least + least // 8:
+        if self._connections < self._shares.fair(self._backlog()):
             return False
         now = time.monotonic()
+        if now < self._impatient_until:
+            return False
         if self._left_since is None:
             self._left_since = now
-        return now < self._left_since + PATIENCE
+        if now > self._left_since + PATIENCE:
+            self._impatient_until = now + IMPATIENCE
+            return False
+        return True
+
+    def _backlog(self) -> int:
+        try:
+            information = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BACKLOG + 4)
+        except OSError:  # a Unix socket
+            return 1
+        return max(1, int.from_bytes(information[BACKLOG:], sys.byteorder))
 
     def _pause(self, seconds: float) -> None:
         self._loop.remove_reader(self._sock.fileno())
@@ -154,7 +193,7 @@ class Listener:
         self._loop.add_reader(self._sock.fileno(), self._accept)
 
     def _adopt(self, connection: socket.socket) -> None:
-        self._count(1)
+        self.count(1)
         connection.setblocking(False)
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -164,10 +203,10 @@ class Listener:
 
     async def _serve(self, connection: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(lambda: self._connect(lambda: self._count(-1)), connection)
+            await self._loop.connect_accepted_socket(lambda: self._connect(self), connection)
         except OSError:  # the client is gone already
             connection.close()
-            self._count(-1)
+            self.count(-1)
 
 
 class Server(uvicorn.Server):
@@ -191,8 +230,8 @@ class Server(uvicorn.Server):
         self.servers: List[Any] = [Listener(sock, self._connect, self._shares, self._slot) for sock in sockets or []]
         self._place.take(self._master)
 
-    def _connect(self, lost: Callable[[], None]) -> Connection:
-        return Connection(lost, self.config, self.server_state, self.lifespan.state)
+    def _connect(self, listener: Listener) -> Connection:
+        return Connection(listener, self.config, self.server_state, self.lifespan.state)
 
     async def on_tick(self, counter: int) -> bool:
         # uvicorn's own counts ticks, of which a busy worker has so few that gunicorn takes it for one that hangs.
@@ -220,7 +259,7 @@ class Server(uvicorn.Server):
         for server in self.servers:
             server.close()
         if self._is_succeeded():
-            self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+            self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
             deadline = time.monotonic() + DRAIN
             while self.server_state.connections and time.monotonic() < deadline:
                 await asyncio.sleep(0.05)

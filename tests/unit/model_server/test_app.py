@@ -231,7 +231,7 @@ def test_the_metrics_of_the_contract_are_there(client: Client) -> None:
 
 def test_every_series_of_the_model_is_there_from_the_start(client: Client) -> None:
     found = samples(client)
-    for stage in ("read", "decode", "preprocess", "forward"):
+    for stage in ("read", "queue", "decode", "preprocess", "forward"):
         assert count_of(found, "inference_stage_duration_seconds_count", stage=stage) == 0
     for name in MANIFEST.classes:
         assert count_of(found, "prediction_confidence_count", **{"class": name}) == 0
@@ -248,7 +248,7 @@ def test_a_prediction_is_measured(client: Client, encode: Encode) -> None:
     image = encode((200, 160))
     assert post(client, image).status_code == 200
     found = samples(client)
-    for stage in ("read", "decode", "preprocess", "forward"):
+    for stage in ("read", "queue", "decode", "preprocess", "forward"):
         assert count_of(found, "inference_stage_duration_seconds_count", stage=stage) == 1
         assert 0 < count_of(found, "inference_stage_duration_seconds_sum", stage=stage) < 1
     assert count_of(found, "prediction_confidence_sum", **{"class": "lemon"}) == 0.9

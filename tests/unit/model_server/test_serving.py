@@ -13,7 +13,7 @@ from typing import Callable, List, Optional
 import pytest
 
 from model_server.handover import Place
-from model_server.serving import PATIENCE, Connection, Listener, Shares
+from model_server.serving import PATIENCE, Listener, Shares
 from tests.unit.model_server.gunicorn_process import Server, is_alive, wait_for
 
 Encode = Callable[..., bytes]
@@ -21,14 +21,17 @@ Encode = Callable[..., bytes]
 
 def test_shares_are_of_living_workers() -> None:
     shares = Shares(4)
-    assert shares.least() == 0
-    shares.set(0, 3)
+    assert shares.fair() == 0
+    assert shares.fair(waiting=2) == 2
+    shares.set(0, 4)
     shares.set(2, 1)
-    assert shares.least() == 1
+    assert shares.fair() == 3
+    assert shares.fair(waiting=1) == 3
+    assert shares.fair(waiting=2) == 4
     shares.remove(2)
-    assert shares.least() == 3
+    assert shares.fair() == 4
     shares.set(4, 0)
-    assert shares.least() == 3, "a worker beyond the slots is not waited for"
+    assert shares.fair() == 4, "a worker beyond the slots is not waited for"
 
 
 def test_connections_are_shared_out_evenly(server: Server) -> None:
@@ -39,7 +42,46 @@ def test_connections_are_shared_out_evenly(server: Server) -> None:
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
         counts = [established(worker) for worker in server.workers()]
     assert sum(counts) >= 40
-    assert max(counts) <= 28, counts
+    assert max(counts) <= 22, counts
+
+
+def test_connections_that_come_in_one_moment_are_shared_out_evenly(server: Server) -> None:
+    with ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection(server.address)) for _ in range(40)]
+        for connection in connections:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")
+        for connection in connections:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        counts = [established(worker) for worker in server.workers()]
+    assert sum(counts) >= 40
+    assert max(counts) <= 22, counts
+
+
+def test_a_new_worker_gets_its_share_of_kept_connections(server: Server) -> None:
+    clients = [http.client.HTTPConnection(server.url[7:], timeout=10) for _ in range(12)]
+    before = server.workers()
+    os.kill(before[0], signal.SIGSTOP)  # all clients are the other one's
+    try:
+        for client in clients:
+            connection_header(client)
+        assert established(before[1]) >= 12
+    finally:
+        os.kill(before[0], signal.SIGKILL)
+    server.wait_for_replacement(before)
+
+    let_go = 0
+
+    def is_even() -> bool:
+        nonlocal let_go
+        let_go += sum(connection_header(client) == "close" for client in clients)
+        return max(map(established, server.workers())) <= 7
+
+    wait_for(is_even, 20)
+    assert let_go == 6
+    time.sleep(1.5)
+    assert not any(connection_header(client) for client in clients), "none is let go when all have their share"
+    for client in clients:
+        client.close()
 
 
 def test_a_worker_that_hangs_is_not_waited_for(server: Server) -> None:
@@ -63,9 +105,9 @@ def test_a_connection_is_left_to_the_others_and_then_taken() -> None:
         with socket.create_server(("127.0.0.1", 0)) as sock, ExitStack() as clients:
             sock.setblocking(False)
 
-            def connect(lost: Callable[[], None]) -> Connection:
+            def connect(listener: Listener) -> asyncio.Protocol:
                 accepted.append(time.monotonic())
-                return asyncio.Protocol()  # type: ignore[return-value]
+                return asyncio.Protocol()
 
             listener = Listener(sock, connect, shares, slot=0)
             clients.enter_context(socket.create_connection(sock.getsockname()))
@@ -80,9 +122,7 @@ def test_a_connection_is_left_to_the_others_and_then_taken() -> None:
             return accepted[1] - begun
 
     assert asyncio.run(listen()) >= PATIENCE
-    assert shares.least() == 0
-    shares.remove(1)
-    assert shares.least() == 0, "nothing is left to a listener that is closed"
+    assert shares.fair() == 0, "a listener that is closed gets nothing"
 
 
 def test_workers_outlive_a_lost_master_until_the_next_one_s_serve(server: Server, encode: Encode) -> None:
@@ -124,6 +164,17 @@ def test_a_worker_with_much_to_do_does_not_pass_for_one_that_hangs(server: Serve
         stop.set()
     assert all(future.result() for future in clients)
     assert server.workers() == workers
+
+
+@pytest.mark.parametrize("server", [{"LEMON_SLEEPS": "0.2"}], indirect=True)
+def test_cheap_requests_do_not_wait_for_all_predictions(server: Server, encode: Encode) -> None:
+    image = encode((40, 30))
+    with ThreadPoolExecutor(20) as executor:
+        predictions = [executor.submit(server.predict, image) for _ in range(20)]
+        wait_for(lambda: any(prediction.done() for prediction in predictions))
+        assert server.get("/healthz")
+        assert sum(prediction.done() for prediction in predictions) < 12, "ten seconds of work, two workers"
+        assert all(prediction.result() for prediction in predictions)
 
 
 def established(process: int) -> int:
