@@ -112,7 +112,7 @@ class Bench:
     def _users(self) -> None:
         cpus = sorted(os.sched_getaffinity(0))
         generator, servers = cpus[0], cpus[1:] or cpus
-        minutes = (8 + 6 * self.rounds) * (self.seconds + users.ARRIVAL + 3) / 60
+        minutes = (12 + 9 * self.rounds) * (self.seconds + users.ARRIVAL + users.SETTLE + 2) / 60
         self.say(
             f"Locust users that are served well: the server on processor {servers[0]}, Locust on {generator}; "
             f"{self.rounds} rounds, about {minutes:.0f} minutes"

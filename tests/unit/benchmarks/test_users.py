@@ -15,6 +15,16 @@ def test_the_search_finds_the_most_users_that_are_kept(limit: int, step: float) 
     assert search.kept <= limit < search.kept * PRECISION + 1
 
 
+def test_one_standstill_decides_nothing() -> None:
+    search = Search(120, 1.5)
+    stood_still = set()
+    while search.next:
+        users = search.next
+        search.learn(users, users <= 300 and users in stood_still)
+        stood_still.add(users)
+    assert search.kept <= 300 < search.kept * PRECISION + 1
+
+
 def test_a_server_that_keeps_nobody_has_none() -> None:
     search = Search(50, 1.5)
     while search.next:
