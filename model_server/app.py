@@ -1,7 +1,7 @@
 """The HTTP interface: what is asked for, and what is answered."""
 
 import sys
-from typing import TYPE_CHECKING, Any, Callable, Coroutine, Dict, Optional, Protocol, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Coroutine, Dict, Optional, Protocol, Sequence, Tuple
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.routing import APIRoute
@@ -9,12 +9,12 @@ from PIL import Image
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
+from model_server.batches import Batches
 from model_server.bundle import BundleError, Manifest, read_bundle
 from model_server.monitoring import Inference, ModelMetrics, check_metrics_dir, instrument
 from model_server.preprocessing import ImageTooLargeError, UndecodableImageError, load, open_image
 from model_server.reference import Reference
 from model_server.settings import Settings, SettingsError, read_settings
-from model_server.turns import Turns
 from model_server.upload import FIELD, Reason, RejectedInputError, Upload, read_upload
 
 if TYPE_CHECKING:  # the import of torch takes seconds
@@ -35,7 +35,10 @@ class ImageClassifier(Protocol):
 
     def preprocess(self, image: Image.Image) -> "Tensor": ...
 
-    def classify(self, pixels: "Tensor") -> Tuple[str, float]: ...
+    @property
+    def batch_size(self) -> int: ...
+
+    def classify_batch(self, images: "Sequence[Tensor]") -> Sequence[Tuple[str, float]]: ...
 
 
 class DirectRoute(APIRoute):
@@ -92,7 +95,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
 
     fast_for = model.manifest.input_size if settings.decoding == "fast" else None
     metrics = ModelMetrics(model.manifest, model.reference, settings.release)
-    turns = Turns()
+    batches = Batches(model.classify_batch, model.batch_size)
     app = FastAPI(title="Model server", description="Classifies images and counts what it does.")
 
     @app.get("/")
@@ -137,17 +140,19 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
 
     async def answer(request: Request, inference: Inference) -> Dict[str, Optional[str]]:
         upload = await read_upload(request, settings.max_body_bytes)
-        inference.lap()
+        inference.lap("read")
         if settings.fault_injection and upload.content_type.startswith("fake_server_error/"):
             raise HTTPException(500, "Simulated server error.")
-        await turns.next()
-        inference.lap()
-        image = read_image(upload, inference, settings.max_image_pixels, fast_for)
-        inference.lap()
-        pixels = model.preprocess(image)
-        inference.lap()
-        likely_class, confidence = model.classify(pixels)
-        inference.lap()
+
+        def prepare() -> "Tensor":
+            inference.lap("queue")
+            image = read_image(upload, inference, settings.max_image_pixels, fast_for)
+            inference.lap("decode")
+            pixels = model.preprocess(image)
+            inference.lap("preprocess")
+            return pixels
+
+        pixels, (likely_class, confidence) = await batches.predict(prepare, inference.lap)
         metrics.predict(inference, pixels, likely_class, confidence)
         return {"filename": upload.filename, "content_type": upload.content_type, "likely_class": likely_class}
 

@@ -1,12 +1,13 @@
 """The model behind the server: from an image to the name of its class."""
 
-from typing import NamedTuple
+from typing import List, NamedTuple, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from model_server.architectures import FruitClassifier
 from model_server.bundle import Bundle
 from model_server.preprocessing import resize_and_crop, rgbx, scale_and_crop
 from model_server.weights import load_model
@@ -17,6 +18,7 @@ torch.set_num_threads(1)
 
 # Releases before 2.1 scale floats only, and more slowly than Pillow.
 RESIZES_BYTES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 1)
+BATCH_SIZE = 4  # of 8, the last 10 % of what there is to gain, each would wait twice as long
 PANORAMA = 4  # ratio of the sides from which on Pillow is faster
 
 
@@ -33,6 +35,7 @@ class Classifier:
     Attributes:
         manifest: what the bundle says of the model; its `classes` are in the order of the logits.
         reference: what its images are like, when the bundle says so.
+        batch_size: the most images that it classifies together.
         ready: true once a forward pass has been done.
     """
 
@@ -48,6 +51,8 @@ class Classifier:
         self.ready = False
         self._size = manifest.input_size
         self._model = load_model(bundle)
+        # TorchScript makes itself fast for the shapes that it has seen, and may know no other number than one.
+        self.batch_size = BATCH_SIZE if isinstance(self._model, FruitClassifier) else 1
         self.classify(self.preprocess(Image.new("RGB", (self._size, self._size))))
         self.ready = True
 
@@ -69,9 +74,16 @@ class Classifier:
 
     def classify(self, pixels: Tensor) -> Classification:
         """Name the class of a preprocessed image."""
-        logits = self.logits(pixels)
-        index = int(logits.argmax())
-        return Classification(self.manifest.classes[index], float(logits.softmax(0)[index]))
+        return self.classify_batch([pixels])[0]
+
+    def classify_batch(self, images: Sequence[Tensor]) -> List[Classification]:
+        """Name the class of each of 1 to `batch_size` preprocessed images."""
+        with torch.inference_mode():
+            logits = self._model(images[0] if len(images) == 1 else torch.cat(tuple(images)))
+            indices = logits.argmax(1)
+            confidences = logits.softmax(1).gather(1, indices[:, None])[:, 0]
+        classes = self.manifest.classes
+        return [Classification(classes[i], confidence) for i, confidence in zip(indices.tolist(), confidences.tolist())]
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Return the model's outputs for a preprocessed image: float32, shape (classes,)."""

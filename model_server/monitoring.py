@@ -18,7 +18,7 @@ import random
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Collection, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Collection, Dict, Iterable, Iterator, Optional, Tuple
 
 import prometheus_client.values
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
@@ -288,24 +288,24 @@ class Inference:
         received: moment of the performance counter, in seconds, when the body had come and been read.
         size: of the image file, in bytes.
         pixels: width × height of the decoded image.
-        stages: seconds spent in those that came to an end.
+        stages: seconds spent in each that came to an end.
     """
 
     def __init__(self) -> None:
         self.size: Optional[int] = None
         self.pixels: Optional[int] = None
-        self.stages: List[float] = []
+        self.stages: Dict[str, float] = {}
         self._begun = self._lap_begun = time.perf_counter()
 
-    def lap(self) -> None:
-        """End a stage; the next one begins."""
+    def lap(self, stage: str) -> None:
+        """End a stage, which may be one that ended before; the next one begins."""
         now = time.perf_counter()
-        self.stages.append(now - self._lap_begun)
+        self.stages[stage] = self.stages.get(stage, 0.0) + now - self._lap_begun
         self._lap_begun = now
 
     @property
     def received(self) -> float:
-        return self._begun + self.stages[0]
+        return self._begun + self.stages["read"]
 
 
 class ModelMetrics:
@@ -351,15 +351,15 @@ class ModelMetrics:
             buckets=[1000 * 4**k for k in range(9)],
             registry=self.registry,
         )
-        self._stages = [stages.labels(stage) for stage in STAGES]
+        self._stages = {stage: stages.labels(stage) for stage in STAGES}
         self._classes = {name: (predictions.labels(name), confidence.labels(name)) for name in manifest.classes}
         self._reasons = {reason: rejected.labels(reason.value) for reason in Reason}
         self._features = None if reference is None else _FeatureMetrics(reference, self.registry)
 
     def record(self, inference: Inference) -> None:
         """Record a request, however far it came."""
-        for stage, seconds in zip(self._stages, inference.stages):
-            stage.observe(seconds)
+        for stage, seconds in inference.stages.items():
+            self._stages[stage].observe(seconds)
         if inference.size is not None:
             self._bytes.observe(inference.size)
         if inference.pixels is not None:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from typing import Any, Tuple
+from typing import Any, List, Sequence, Tuple
 
 from fastapi import FastAPI
 from PIL import Image
@@ -29,11 +29,13 @@ class Lemon:
     def preprocess(self, image: Image.Image) -> Any:
         return image
 
-    def classify(self, pixels: Any) -> Tuple[str, float]:
+    batch_size = 1
+
+    def classify_batch(self, images: Sequence[Any]) -> List[Tuple[str, float]]:
         if "LEMON_FAILS" in os.environ:
             raise RuntimeError("a lemon")
         time.sleep(float(os.environ.get("LEMON_SLEEPS", "0")))
-        return "lemon", 0.9
+        return [("lemon", 0.9)]
 
 
 def app() -> FastAPI:

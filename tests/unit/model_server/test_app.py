@@ -4,7 +4,7 @@ import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
 
 import httpx
 import pytest
@@ -59,8 +59,10 @@ class FakeClassifier:
         self.seen.append(image)
         return self.pixels
 
-    def classify(self, pixels: Any) -> Tuple[str, float]:
-        return "lemon", 0.9
+    batch_size = 4
+
+    def classify_batch(self, images: Sequence[Any]) -> List[Tuple[str, float]]:
+        return [("lemon", 0.9)] * len(images)
 
 
 @pytest.fixture
@@ -347,7 +349,7 @@ def test_of_predictions_in_close_order_some_are_sampled(clock: Any) -> None:
     metrics = ModelMetrics(MANIFEST, REFERENCE)
     for _ in range(500):
         inference = Inference()
-        inference.lap()
+        inference.lap("read")
         clock.now += 0.005
         metrics.predict(inference, torch.zeros(1, 3, 16, 16), "lemon", 0.9)
     assert metrics.registry.get_sample_value("predictions_total", {"class": "lemon"}) == 500
@@ -359,7 +361,7 @@ def test_slow_predictions_are_not_sampled_more_often_than_others(clock: Any) -> 
     metrics = ModelMetrics(MANIFEST, REFERENCE)
     for seconds in random.choices([0.02, 0.002], k=10_000):
         inference = Inference()
-        inference.lap()
+        inference.lap("read")
         clock.now += seconds
         metrics.predict(inference, torch.zeros(1, 3, 16, 16), "apple" if seconds == 0.02 else "lemon", 0.9)
     slow, fast = sampled(metrics)["apple"], sampled(metrics)["lemon"]
@@ -378,7 +380,7 @@ def test_slow_uploads_are_sampled_as_often_as_others(clock: Any) -> None:
             if len(arriving) < 40:
                 continue
             inference = arriving.pop(0)
-        inference.lap()
+        inference.lap("read")
         clock.now += 0.005
         metrics.predict(inference, torch.zeros(1, 3, 16, 16), "apple" if slow else "lemon", 0.9)
     slow_ones, fast_ones = sampled(metrics)["apple"], sampled(metrics)["lemon"]
@@ -389,7 +391,7 @@ def test_slow_uploads_are_sampled_as_often_as_others(clock: Any) -> None:
 def test_confidence_of_a_broken_model_leaves_the_histogram_whole() -> None:
     metrics = ModelMetrics(MANIFEST, None)
     inference = Inference()
-    inference.lap()
+    inference.lap("read")
     metrics.predict(inference, None, "lemon", float("nan"))
     assert metrics.registry.get_sample_value("prediction_confidence_sum", {"class": "lemon"}) == 0
     assert metrics.registry.get_sample_value("prediction_confidence_count", {"class": "lemon"}) == 1

@@ -61,6 +61,17 @@ def test_logits_are_those_of_the_textbook(tmp_path: Path) -> None:
         torch.testing.assert_close(classifier.logits(classifier.preprocess(picture)), x[0], rtol=1e-4, atol=1e-4)
 
 
+def test_a_batch_says_of_each_image_what_it_says_alone(tmp_path: Path) -> None:
+    classifier = load(make_bundle(tmp_path / "bundle", published_weights()))
+    fruits = ("apple", "grapes", "lemon", "apple")
+    assert classifier.batch_size == len(fruits)
+    images = [classifier.preprocess(draw_fruit(name, Random(name), 300, 200)) for name in fruits]
+    for together, image in zip(classifier.classify_batch(images), images):
+        alone = classifier.classify(image)
+        assert together.likely_class == alone.likely_class
+        assert together.confidence == pytest.approx(alone.confidence, abs=1e-5)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (1, 65_000), (200_000, 1)])
 def test_lines_of_pixels_are_classified(tmp_path: Path, size: Any) -> None:
     classifier = load(make_bundle(tmp_path / "bundle", published_weights()))
