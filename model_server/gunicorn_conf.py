@@ -3,6 +3,7 @@
 Sockets that systemd hands over (LISTEN_FDS) take precedence over `bind`. SIGUSR2 has `model_server.handover` behind it.
 """
 
+import gc
 import logging
 import signal
 import sys
@@ -79,10 +80,12 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Forget what workers that are gone had in progress."""
+    """Forget what workers that are gone had in progress, and share what is loaded by now with those to come."""
     from model_server.monitoring import release_free_slots  # noqa: PLC0415
 
     release_free_slots(_settings.metrics_dir)
+    # A worker that looked through it for garbage would stand still for 0.1 s, and get a copy of what it looks at.
+    gc.freeze()
 
 
 def pre_fork(server: Any, worker: Any) -> None:

@@ -57,6 +57,12 @@ def test_more_workers_by_signal(server: Server, encode: Encode) -> None:
     assert server.lemons() == 1
 
 
+def test_workers_do_not_look_for_garbage_in_what_they_share(server: Server) -> None:
+    answer = server.get("/frozen")
+    assert answer
+    assert answer.json() > 10_000
+
+
 def test_requests_leave_no_log(server: Server, encode: Encode) -> None:
     assert server.predict(encode((40, 30)))
     assert server.get("/nowhere")
