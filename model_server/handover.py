@@ -37,6 +37,7 @@ class Place:
     def __init__(self, directory: Optional[Path]) -> None:
         """Name the directory that belongs to the service while it runs; None: there is no successor, ever."""
         self._link = None if directory is None else directory / "serving"
+        self._successor = None if directory is None else directory / SUCCESSOR
 
     def take(self, master: int) -> None:
         """Say that workers of this master serve."""
@@ -50,6 +51,11 @@ class Place:
     def holder(self) -> Optional[int]:
         """Return the process id of the master whose workers serve, None if there has been none."""
         return None if self._link is None else _process_in(self._link)
+
+    def is_awaited(self, master: int) -> bool:
+        """Return whether another master than this one is about to take it, but has yet to load the model."""
+        successor = None if self._successor is None else _process_in(self._successor)
+        return successor is not None and successor != master and _is_alive(successor)
 
 
 def prepare_successor(server: Any, runtime_dir: Optional[Path]) -> None:

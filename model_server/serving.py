@@ -68,7 +68,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
-        if self._listener is not None and self._listener.has_surplus():
+        if self._listener is not None and self._listener.take_surplus():
             self._leave()
         if self._listener is None and self.cycle is not None:
             self.cycle.default_headers = [*self.cycle.default_headers, CLOSE]
@@ -89,6 +89,9 @@ class Listener:
     A worker that has its share leaves further ones to the others. After `PATIENCE` it takes them all the same: the
     others may be busy, or hang. One that got more than its share, because another worker started later or was slow,
     lets the surplus go: clients whose answer says `Connection: close` connect anew.
+
+    Attributes:
+        lets_go: whether all connections are to go that way.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._waiting = select.poll()
         self._waiting.register(sock.fileno(), select.POLLIN)
+        self.lets_go = False
         self._closed = False
         self._connections = 0
         self._surplus = 0
@@ -136,8 +140,10 @@ class Listener:
         if not self._closed:
             self._shares.set(self._slot, self._connections)
 
-    def has_surplus(self) -> bool:
-        """Say whether a connection is to be let go so that others get their share; each time, it is for one of them."""
+    def take_surplus(self) -> bool:
+        """Return whether the connection that asks is to be let go, because it is more than this worker's share."""
+        if self.lets_go:
+            return True
         now = time.monotonic()
         if now > self._balanced + BALANCE:
             self._balanced = now
@@ -213,8 +219,8 @@ class Server(uvicorn.Server):
     """uvicorn's, with a fair share of the connections and a gentle end.
 
     Its worker goes on when gunicorn's master is lost, until the next master's workers serve, `ORPHANED` seconds at
-    the most. When it ends and has a successor, every answer says `Connection: close`, and idle connections
-    get `DRAIN` seconds for one more request.
+    the most. While a successor loads, every answer says `Connection: close`, so that few connections are left when
+    it serves; those get `DRAIN` seconds for one more request.
     """
 
     def __init__(self, config: uvicorn.Config, shares: Shares, slot: int, place: Place, master: int) -> None:
@@ -241,7 +247,12 @@ class Server(uvicorn.Server):
             await self.config.callback_notify()
         if os.getppid() != self._master:
             self._outlive_master()
+        self._let_connections_go(self._place.is_awaited(self._master))
         return await super().on_tick(counter)
+
+    def _let_connections_go(self, lets_go: bool) -> None:
+        for server in self.servers:
+            server.lets_go = lets_go
 
     def _outlive_master(self) -> None:
         now = time.monotonic()
@@ -259,7 +270,7 @@ class Server(uvicorn.Server):
         for server in self.servers:
             server.close()
         if self._is_succeeded():
-            self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
+            self._let_connections_go(True)
             deadline = time.monotonic() + DRAIN
             while self.server_state.connections and time.monotonic() < deadline:
                 await asyncio.sleep(0.05)

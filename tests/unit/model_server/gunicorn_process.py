@@ -1,12 +1,13 @@
 """A real gunicorn around the app of `serving`, for the tests: what happens to workers is not to be had otherwise."""
 
+import http.client
 import os
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -46,6 +47,14 @@ def is_alive(process: int) -> bool:
 
 def children(process: int) -> List[int]:
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def connection_header(kept: http.client.HTTPConnection) -> Optional[str]:
+    """Send a request over a kept connection, and return what the answer says of it."""
+    kept.request("GET", "/healthz")
+    answer = kept.getresponse()
+    assert answer.read()
+    return answer.getheader("connection")
 
 
 class Server:

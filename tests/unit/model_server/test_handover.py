@@ -1,5 +1,6 @@
 """Hands over between real gunicorns, while clients send requests."""
 
+import http.client
 import os
 import signal
 import subprocess
@@ -14,16 +15,29 @@ import httpx
 import pytest
 
 from model_server.handover import ORDER, SUCCESSOR, Place
-from tests.unit.model_server.gunicorn_process import Server, is_alive, wait_for
+from tests.unit.model_server.gunicorn_process import Server, connection_header, is_alive, wait_for
 
 Encode = Callable[..., bytes]
+COMMAND = [sys.executable, "-m", "model_server.handover"]
 
 
 def hand_over(server: Server, **changes: str) -> "subprocess.CompletedProcess[str]":
     """Do what the unit's ExecReload does, with a changed environment."""
-    environment = {**server.environment, "MAINPID": str(server.master), **changes}
-    command = [sys.executable, "-m", "model_server.handover"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        COMMAND, env=environment(server, changes), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def begin_handover(server: Server) -> "subprocess.Popen[str]":
+    """Start one whose successor takes a minute to check itself, and return once that one is there."""
+    slow = environment(server, {"LEMON_SLEEPS": "60"})
+    handover = subprocess.Popen(COMMAND, env=slow, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: _target(server))
+    return handover
+
+
+def environment(server: Server, changes: Dict[str, str]) -> Dict[str, str]:
+    return {**server.environment, "MAINPID": str(server.master), **changes}
 
 
 def serving(server: Server) -> int:
@@ -112,12 +126,25 @@ def test_a_successor_that_does_not_start_changes_nothing(
     server.master = serving(server)
 
 
+def test_connections_are_let_go_while_a_successor_loads(server: Server) -> None:
+    kept = http.client.HTTPConnection(server.url[7:], timeout=10)
+    assert connection_header(kept) is None
+    handover = begin_handover(server)
+    wait_for(lambda: connection_header(kept) == "close")
+    assert serving(server) == server.master
+
+    os.kill(int(_target(server)), signal.SIGKILL)
+    handover.communicate(timeout=20)
+    assert handover.returncode == 1
+    wait_for(lambda: connection_header(kept) is None)
+    kept.close()
+
+
 def test_an_interrupted_handover_is_taken_back_by_the_next(server: Server) -> None:
-    environment = {**server.environment, "MAINPID": str(server.master), "LEMON_SLEEPS": "60"}
-    first = subprocess.Popen([sys.executable, "-m", "model_server.handover"], env=environment)
-    successor = int(wait_for(lambda: _target(server)))
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    first = begin_handover(server)
+    successor = int(_target(server))
+    first.kill()
+    first.communicate()
 
     done = hand_over(server)
 
@@ -128,10 +155,8 @@ def test_an_interrupted_handover_is_taken_back_by_the_next(server: Server) -> No
 
 
 def test_systemd_losing_patience_leaves_the_old_one(server: Server) -> None:
-    environment = {**server.environment, "MAINPID": str(server.master), "LEMON_SLEEPS": "60"}
-    command = [sys.executable, "-m", "model_server.handover"]
-    handover = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    successor = int(wait_for(lambda: _target(server)))
+    handover = begin_handover(server)
+    successor = int(_target(server))
     wait_for(lambda: list(server.metrics_dir.glob("*_check*.db")))
     handover.terminate()
     _, told = handover.communicate(timeout=20)

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
-from typing import Callable, List, Optional
+from typing import Callable, List
 
 import pytest
 
 from model_server.handover import Place
 from model_server.serving import PATIENCE, Listener, Shares
-from tests.unit.model_server.gunicorn_process import Server, is_alive, wait_for
+from tests.unit.model_server.gunicorn_process import Server, connection_header, is_alive, wait_for
 
 Encode = Callable[..., bytes]
 
@@ -38,8 +38,8 @@ def test_connections_are_shared_out_evenly(server: Server) -> None:
     with ExitStack() as stack:
         for _ in range(40):
             connection = stack.enter_context(socket.create_connection(server.address))
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")
-            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            ask(connection)
+            assert is_answered(connection)
         counts = [established(worker) for worker in server.workers()]
     assert sum(counts) >= 40
     assert max(counts) <= 22, counts
@@ -49,9 +49,8 @@ def test_connections_that_come_in_one_moment_are_shared_out_evenly(server: Serve
     with ExitStack() as stack:
         connections = [stack.enter_context(socket.create_connection(server.address)) for _ in range(40)]
         for connection in connections:
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")
-        for connection in connections:
-            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            ask(connection)
+        assert all(map(is_answered, connections))
         counts = [established(worker) for worker in server.workers()]
     assert sum(counts) >= 40
     assert max(counts) <= 22, counts
@@ -91,8 +90,8 @@ def test_a_worker_that_hangs_is_not_waited_for(server: Server) -> None:
         with ExitStack() as stack:
             for _ in range(20):
                 connection = stack.enter_context(socket.create_connection(server.address, timeout=10))
-                connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")
-                assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+                ask(connection)
+                assert is_answered(connection)
     finally:
         os.kill(hung, signal.SIGCONT)
 
@@ -141,13 +140,6 @@ def test_workers_outlive_a_lost_master_until_the_next_one_s_serve(server: Server
     wait_for(lambda: not any(map(is_alive, workers)), 20)
 
 
-def connection_header(kept: http.client.HTTPConnection) -> Optional[str]:
-    kept.request("GET", "/healthz")
-    answer = kept.getresponse()
-    assert answer.read()
-    return answer.getheader("connection")
-
-
 @pytest.mark.parametrize("server", [{"LEMON_SLEEPS": "0.3", "MODEL_SERVER_TIMEOUT": "4"}], indirect=True)
 def test_a_worker_with_much_to_do_does_not_pass_for_one_that_hangs(server: Server, encode: Encode) -> None:
     workers, image, stop = server.workers(), encode((40, 30)), Event()
@@ -175,6 +167,14 @@ def test_cheap_requests_do_not_wait_for_all_predictions(server: Server, encode: 
         assert server.get("/healthz")
         assert sum(prediction.done() for prediction in predictions) < 12, "ten seconds of work, two workers"
         assert all(prediction.result() for prediction in predictions)
+
+
+def ask(connection: socket.socket) -> None:
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")
+
+
+def is_answered(connection: socket.socket) -> bool:
+    return connection.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 def established(process: int) -> int:
