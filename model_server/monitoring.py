@@ -8,11 +8,9 @@ while two masters hand over to each other.
 """
 
 import contextlib
-import errno
 import fcntl
 import logging
 import math
-import mmap
 import os
 import random
 import tempfile
@@ -20,10 +18,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Collection, Dict, Iterable, Iterator, Optional, Tuple
 
-import prometheus_client.values
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -34,6 +30,7 @@ from starlette_exporter import PrometheusMiddleware
 
 from model_server.bundle import Manifest
 from model_server.exposition import CHECK, CONTENT_TYPE, Page
+from model_server.metrics_files import FULL, count_as
 from model_server.reference import NUMBERS, PREDICTED_CLASS, Reference
 from model_server.settings import METRICS_DIR, SettingsError
 from model_server.upload import Reason
@@ -41,81 +38,11 @@ from model_server.upload import Reason
 if TYPE_CHECKING:  # the import of torch takes seconds
     from torch import Tensor
 
-_process = "master"
-FULL = (errno.ENOSPC, errno.EDQUOT)
-GROWTH = 1 << 16  # bytes; prometheus_client begins with so many, too
-
-log = logging.getLogger("gunicorn.error")
-
-
-def _identify() -> str:
-    return _process
-
-
-class MetricsFile(MmapedDict):
-    """prometheus_client's, on a disk that may fill up.
-
-    That one makes its files of holes, and a hole for which there is no space ends the process that writes to it.
-    Here the space is taken first. Where there is none, the process counts on in memory, and the page shows what
-    the file held.
-    """
-
-    _told = False
-
-    def __init__(self, filename: str, read_mode: bool = False) -> None:
-        try:
-            with open(filename, "ab") as file:
-                _reserve(file.fileno(), max(GROWTH, file.tell()))
-            super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            self._tell(filename, error)
-            with _in_memory() as path:
-                super().__init__(path)  # type: ignore[no-untyped-call]
-
-    def _init_value(self, key: str) -> None:
-        if self._used + len(key.encode()) + 40 > self._capacity:  # with length, padding, value and time
-            try:
-                _reserve(self._f.fileno(), 2 * self._capacity)
-            except OSError as error:
-                if error.errno not in FULL:
-                    raise
-                self._tell(self._fname, error)
-                known = bytes(self._m)
-                self._f.close()
-                with _in_memory() as path:
-                    self._f = open(path, "a+b")  # noqa: SIM115 - stays open
-                self._f.write(known)
-                self._f.flush()
-                self._m = mmap.mmap(self._f.fileno(), self._capacity)
-        super()._init_value(key)  # type: ignore[no-untyped-call]
-
-    @classmethod
-    def _tell(cls, filename: str, error: OSError) -> None:
-        if not cls._told:
-            cls._told = True
-            log.error("%s cannot grow: %s; metrics of this worker are not shown.", filename, error.strerror)
-
-
-def _reserve(file: int, size: int) -> None:
-    os.posix_fallocate(file, 0, size)
-
-
-@contextlib.contextmanager
-def _in_memory() -> Iterator[str]:
-    file = os.memfd_create("metrics")
-    yield f"/proc/self/fd/{file}"
-    os.close(file)
-
-
-if METRICS_DIR in os.environ:  # prometheus_client decides by the same test, at its import
-    prometheus_client.values.MmapedDict = MetricsFile  # type: ignore[attr-defined]
-    prometheus_client.values.ValueClass = prometheus_client.values.MultiProcessValue(_identify)  # type: ignore[no-untyped-call]
-
 STAGES = ("read", "queue", "decode", "preprocess", "forward")  # in the order of a request
 SAMPLE_INTERVAL = 0.1  # seconds, in each worker
 APP_NAME = "fastapi"
+
+log = logging.getLogger("gunicorn.error")
 
 
 class Slot:
@@ -171,8 +98,7 @@ def _lock(metrics_dir: Path, number: int) -> int:
 
 def take_slot(slot: Slot) -> None:
     """Count in the given slot from now on; to be called in a worker, right after the fork."""
-    global _process  # noqa: PLW0603 - the identity of this process
-    _process = str(slot.number)
+    count_as(str(slot.number))
 
 
 def release_free_slots(metrics_dir: Optional[Path]) -> None:
@@ -189,14 +115,14 @@ def release_free_slots(metrics_dir: Optional[Path]) -> None:
 @contextlib.contextmanager
 def uncounted(metrics_dir: Optional[Path]) -> Iterator[None]:
     """Let requests of the server to itself be counted where nobody looks."""
-    global _process  # noqa: PLW0603 - the identity of this process
-    before, _process = _process, f"{CHECK}{os.getpid()}"
+    check = f"{CHECK}{os.getpid()}"
+    former = count_as(check)
     try:
         yield
     finally:
-        for path in [] if metrics_dir is None else metrics_dir.glob(f"*_{_process}.db"):
+        count_as(former)
+        for path in [] if metrics_dir is None else metrics_dir.glob(f"*_{check}.db"):
             path.unlink()
-        _process = before
 
 
 def check_metrics_dir(metrics_dir: Optional[Path]) -> None:

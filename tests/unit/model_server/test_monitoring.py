@@ -1,17 +1,12 @@
 import asyncio
 import contextlib
-import errno
-import os
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from model_server import monitoring
 from model_server.monitoring import (
-    GROWTH,
-    MetricsFile,
     RequestMetrics,
     Slot,
     check_metrics_dir,
@@ -104,65 +99,6 @@ def test_what_is_no_request_passes() -> None:
 
     asyncio.run(RequestMetrics(app, {"/known"}, CollectorRegistry())({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
     assert seen == ["lifespan"]
-
-
-class Values:
-    """Writes to a file of metrics and reads from it."""
-
-    def __init__(self, path: Path) -> None:
-        self._file: Any = MetricsFile(str(path))
-
-    def __enter__(self) -> "Values":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def __setitem__(self, key: str, value: float) -> None:
-        self._file.write_value(key, value, 0.0)
-
-    def __getitem__(self, key: str) -> Any:
-        return self._file.read_value(key)[0]
-
-
-def full(file: int, size: int) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_a_file_for_which_there_is_no_space_is_kept_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(MetricsFile, "_told", False)
-    monkeypatch.setattr(monitoring, "_reserve", full)
-    for name in ("counter_0.db", "histogram_0.db"):
-        with Values(tmp_path / name) as values:
-            values["key"] = 3.0
-            assert values["key"] == 3.0
-        assert (tmp_path / name).stat().st_size == 0
-    assert [record.message for record in caplog.records] == [
-        f"{tmp_path}/counter_0.db cannot grow: No space left on device; metrics of this worker are not shown."
-    ], "told once"
-
-
-def test_a_file_that_cannot_grow_goes_on_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MetricsFile, "_told", False)
-    path = tmp_path / "counter_0.db"
-    keys = [f"{number}{'x' * 1000}" for number in range(200)]
-    with Values(path) as values:
-        values["first"] = 1.0
-        monkeypatch.setattr(monitoring, "_reserve", full)
-        for number, key in enumerate(keys):
-            values[key] = number
-        values["first"] = 2.0
-        assert [values[key] for key in keys] == list(range(200))
-        assert values["first"] == 2.0
-    assert path.stat().st_size == GROWTH
-
-
-def test_space_is_taken_before_it_is_written_to(tmp_path: Path) -> None:
-    path = tmp_path / "counter_0.db"
-    with Values(path):
-        assert path.stat().st_blocks * 512 >= GROWTH, "no holes"
 
 
 def test_a_slot_is_one_worker_s_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
