@@ -146,7 +146,7 @@ class Bench:
         )
 
     def _metrics(self) -> None:
-        rounds = 2 * self.rounds + 1
+        rounds = 5 * self.rounds  # of few requests each: processes differ more than requests do
         self.say(f"CPU time of a request with metrics and without: {rounds} rounds, about {rounds * 0.3:.0f} minutes")
         for _ in range(rounds):
             on, off = metrics.compare(self._image, self._bodies)

@@ -11,7 +11,7 @@ from benchmarks.load import Connection
 from benchmarks.servers import Server, ours, running
 from model_server import app
 
-TURNS = 20  # of all images, in a round
+TURNS = 12  # of all images, in a round
 WORKERS = 4
 SENDERS = 5
 RATE = 50  # requests per second
