@@ -40,11 +40,13 @@ def app_without_metrics() -> Any:
 def compare(image: bytes, bodies: Sequence[bytes]) -> List[float]:
     """Return a request's CPU time in seconds with and without metrics: the kernel's account of the process tree.
 
-    The servers take turns at every request, so that what else the machine does is the same for both. They are
-    new ones each time, because where a process happens to lie in memory makes a difference of its own.
+    The servers take turns at every request, on the same processor, so that what else the machine does is the same
+    for both: on processors of their own, rounds differed by a tenth. They are new ones each time, because where a
+    process happens to lie in memory makes a difference, too.
     """
     without = ours("without metrics", app="benchmarks.metrics:app_without_metrics()")
-    with running(ours("with metrics"), image, workers=1) as on, running(without, image, workers=1) as off:
+    cpu = sorted(os.sched_getaffinity(0))[-1:]
+    with running(ours("with metrics"), image, 1, cpu) as on, running(without, image, 1, cpu) as off:
         pair = [(server, Connection(server.url)) for server in (on, off)]
         for body in bodies:
             for _, connection in pair:
