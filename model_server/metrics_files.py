@@ -32,12 +32,12 @@ class MetricsFile(MmapedDict):
 
     _told = False
 
-    def __init__(self, filename: str, read_mode: bool = False) -> None:
+    def __init__(self, filename: str) -> None:
         self._cells: Optional[memoryview[float]] = None
         try:
             with open(filename, "ab") as file:
                 _reserve(file.fileno(), max(GROWTH, file.tell()))
-            super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+            super().__init__(filename)  # type: ignore[no-untyped-call]
         except OSError as error:
             if error.errno not in FULL:
                 raise

@@ -6,12 +6,7 @@ from typing import Any, Dict, Tuple
 import pytest
 from prometheus_client import CollectorRegistry
 
-from model_server.monitoring import (
-    RequestMetrics,
-    Slot,
-    check_metrics_dir,
-    release_free_slots,
-)
+from model_server.monitoring import RequestMetrics, Slot, check_metrics_dir, release_free_slots
 from model_server.settings import SettingsError
 
 
