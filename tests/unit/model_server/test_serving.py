@@ -13,7 +13,7 @@ from typing import Callable, List
 import pytest
 
 from model_server.handover import Place
-from model_server.serving import PATIENCE, Listener, Shares
+from model_server.serving import BALANCE, PATIENCE, Listener, Shares
 from tests.unit.model_server.gunicorn_process import Server, connection_header, is_alive, wait_for
 
 Encode = Callable[..., bytes]
@@ -57,30 +57,32 @@ def test_connections_that_come_in_one_moment_are_shared_out_evenly(server: Serve
 
 
 def test_a_new_worker_gets_its_share_of_kept_connections(server: Server) -> None:
-    clients = [http.client.HTTPConnection(server.url[7:], timeout=10) for _ in range(12)]
     before = server.workers()
-    os.kill(before[0], signal.SIGSTOP)  # all clients are the other one's
-    try:
+    with ExitStack() as stack:
+        clients = [http.client.HTTPConnection(server.url[7:], timeout=10) for _ in range(12)]
         for client in clients:
-            connection_header(client)
-        assert established(before[1]) >= 12
-    finally:
-        os.kill(before[0], signal.SIGKILL)
-    server.wait_for_replacement(before)
+            stack.callback(client.close)
+        os.kill(before[0], signal.SIGSTOP)  # all clients are the other one's
+        try:
+            for client in clients:
+                connection_header(client)
+            assert established(before[1]) >= 12
+        finally:
+            os.kill(before[0], signal.SIGKILL)
+        server.wait_for_replacement(before)
 
-    let_go = 0
+        let_go = 0
 
-    def is_even() -> bool:
-        nonlocal let_go
-        let_go += sum(connection_header(client) == "close" for client in clients)
-        return max(map(established, server.workers())) <= 7
+        def stays_even() -> bool:
+            nonlocal let_go
+            time.sleep(1.5 * BALANCE)
+            closed = sum(connection_header(client) == "close" for client in clients)
+            let_go += closed
+            return not closed and list(map(established, server.workers())) == [6, 6]
 
-    wait_for(is_even, 20)
-    assert let_go == 6
-    time.sleep(1.5)
-    assert not any(connection_header(client) for client in clients), "none is let go when all have their share"
-    for client in clients:
-        client.close()
+        wait_for(stays_even, 30)
+    # A worker that is slow to begin may leave some of them to the old one, which lets them go again.
+    assert 6 <= let_go < 12, "no more are let go than others could have"
 
 
 def test_a_worker_that_hangs_is_not_waited_for(server: Server) -> None:
