@@ -112,5 +112,12 @@ class Server:
     def lemons(self) -> float:
         return self.samples()["predictions_total[('class', 'lemon')]"]
 
+    def in_progress(self) -> float:
+        """Return the number of requests in progress, this scrape among them.
+
+        One is in progress until its answer has been sent, a moment longer than its client waits.
+        """
+        return sum(value for key, value in self.samples().items() if key.startswith("fastapi_requests_in_progress"))
+
     def files(self) -> List[str]:
         return sorted(path.name for path in self.metrics_dir.glob("*.db"))

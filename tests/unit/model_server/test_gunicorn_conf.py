@@ -31,12 +31,7 @@ def test_counters_outlive_the_workers_that_counted(server: Server, encode: Encod
     assert answered <= server.lemons() <= answered + 20
     slots = {name.rsplit("_", 1)[1] for name in server.files()}
     assert slots <= {"0.db", "1.db", "master.db"}, "files do not grow with the number of workers"
-    # A request is in progress until its answer has been sent, a moment longer than its client waits.
-    wait_for(lambda: in_progress(server) == 1, 5)  # the scrape itself
-
-
-def in_progress(server: Server) -> float:
-    return sum(value for key, value in server.samples().items() if key.startswith("fastapi_requests_in_progress"))
+    wait_for(lambda: server.in_progress() == 1, 5)
 
 
 def test_a_reload_replaces_the_workers_and_keeps_the_counters(server: Server, encode: Encode) -> None:

@@ -82,7 +82,7 @@ def test_a_handover_loses_no_request(server: Server, encode: Encode) -> None:
                 wait_for(partial(gone, server.master), 10)
                 assert parent(serving(server)) not in {server.master, server.process.pid}, "systemd's own child"
                 server.master = serving(server)
-                assert len(server.workers()) == 2
+                wait_for(lambda: len(server.workers()) == 2, 5)
                 assert any(f"('release', '{release}')" in name for name in server.samples())
         finally:
             stop.set()
@@ -90,7 +90,7 @@ def test_a_handover_loses_no_request(server: Server, encode: Encode) -> None:
     outcomes = [outcome for future in clients for outcome in future.result()]
     assert set(outcomes) == {200}
     assert server.lemons() == len(outcomes), "counters go on"
-    assert sum(value for name, value in server.samples().items() if "in_progress" in name) == 1
+    wait_for(lambda: server.in_progress() == 1, 5)
     assert not (server.runtime_dir / ORDER).exists()
     assert not (server.runtime_dir / SUCCESSOR).is_symlink()
 
@@ -151,7 +151,7 @@ def test_an_interrupted_handover_is_taken_back_by_the_next(server: Server) -> No
     assert (done.returncode, done.stderr) == (0, "")
     assert not is_alive(successor)
     server.master = serving(server)
-    assert len(server.workers()) == 2
+    wait_for(lambda: len(server.workers()) == 2, 5)
 
 
 def test_systemd_losing_patience_leaves_the_old_one(server: Server) -> None:
@@ -166,7 +166,7 @@ def test_systemd_losing_patience_leaves_the_old_one(server: Server) -> None:
     assert not is_alive(successor)
     assert server.get("/readyz")
     assert list(server.metrics_dir.glob("*_check*.db")), "the check was ended before it could tidy up"
-    assert sum(value for name, value in server.samples().items() if "in_progress" in name) == 1
+    wait_for(lambda: server.in_progress() == 1, 5)
     done = hand_over(server)
     assert (done.returncode, done.stderr) == (0, "")
     server.master = serving(server)
@@ -177,7 +177,7 @@ def test_without_an_order_the_signal_does_no_harm(server: Server) -> None:
     os.kill(server.master, signal.SIGUSR2)
     wait_for(lambda: "The handover failed" in server.log.read_text())
     assert server.get("/readyz")
-    assert len(server.workers()) == 2
+    wait_for(lambda: len(server.workers()) == 2, 5)
 
 
 def test_it_says_that_it_is_for_systemd(server: Server) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
-from typing import Callable, List
+from typing import Callable, Iterator, List
 
 import pytest
 
@@ -35,25 +35,31 @@ def test_shares_are_of_living_workers() -> None:
 
 
 def test_connections_are_shared_out_evenly(server: Server) -> None:
-    with ExitStack() as stack:
-        for _ in range(40):
-            connection = stack.enter_context(socket.create_connection(server.address))
+    def one_by_one(connections: Iterator[socket.socket]) -> None:
+        for connection in connections:
             ask(connection)
             assert is_answered(connection)
-        counts = [established(worker) for worker in server.workers()]
-    assert sum(counts) >= 40
-    assert max(counts) <= 22, counts
+
+    wait_for(lambda: is_even(server, one_by_one), 30)
 
 
 def test_connections_that_come_in_one_moment_are_shared_out_evenly(server: Server) -> None:
-    with ExitStack() as stack:
-        connections = [stack.enter_context(socket.create_connection(server.address)) for _ in range(40)]
-        for connection in connections:
+    def together(connections: Iterator[socket.socket]) -> None:
+        waiting = list(connections)
+        for connection in waiting:
             ask(connection)
-        assert all(map(is_answered, connections))
+        assert all(map(is_answered, waiting))
+
+    wait_for(lambda: is_even(server, together), 30)
+
+
+def is_even(server: Server, connect: Callable[[Iterator[socket.socket]], None]) -> bool:
+    """Let 40 clients connect; on a busy machine one worker may be kept from its share, but not time and again."""
+    with ExitStack() as stack:
+        connect(stack.enter_context(socket.create_connection(server.address)) for _ in range(40))
         counts = [established(worker) for worker in server.workers()]
     assert sum(counts) >= 40
-    assert max(counts) <= 22, counts
+    return max(counts) <= 22
 
 
 def test_a_new_worker_gets_its_share_of_kept_connections(server: Server) -> None:
