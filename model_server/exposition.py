@@ -5,6 +5,7 @@ names in a file are parsed once, and after that only its values are read.
 """
 
 import json
+import os
 import struct
 from functools import lru_cache
 from itertools import accumulate
@@ -41,12 +42,17 @@ def _parse_key(encoded: bytes) -> _Key:
 
 
 class _Layout:
-    """Where the entries of one file are; files only ever gain entries, unless they are deleted."""
+    """Where the entries of one file are; files only ever gain entries, unless they are deleted.
 
-    def __init__(self, path: Path, data: bytes) -> None:
+    Attributes:
+        size: number of bytes to read.
+    """
+
+    def __init__(self, path: str, data: bytes) -> None:
         self._used = _used(data)
         if self._used > len(data):
             raise MetricsFileError(f"{path} has {len(data)} bytes, but says that {self._used} are used.")
+        self.size = max(_HEADER, self._used)
         self.keys: List[_Key] = []
         heads: List[bytes] = []
         position = _HEADER
@@ -72,10 +78,10 @@ class _Layout:
 class _Form:
     """The page with gaps for its values."""
 
-    def __init__(self, layouts: Dict[Path, _Layout]) -> None:
+    def __init__(self, layouts: Dict[str, _Layout]) -> None:
         families: Dict[str, Tuple[str, str, Dict[_Sample, None]]] = {}
         for path, layout in layouts.items():
-            kind, mode = path.name.split("_")[:2]
+            kind, mode = os.path.basename(path).split("_")[:2]
             if kind == "gauge" and mode not in {"sum", "livesum"}:
                 raise MetricsFileError(f"{path} has gauges of mode {mode}, but only sums are supported.")
             for key in layout.keys:
@@ -112,7 +118,7 @@ class _Form:
         self._order.append(len(self._columns))
         self._columns[sample] = len(self._columns)
 
-    def fill(self, values: Dict[Path, Sequence[float]]) -> str:
+    def fill(self, values: Dict[str, Sequence[float]]) -> str:
         totals = [0.0] * len(self._columns)
         for path, places in self._places.items():
             for column, value in zip(places, values[path]):
@@ -126,8 +132,8 @@ class Page:
     """Writes the page, and remembers between two scrapes how the files are laid out."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._layouts: Dict[Path, _Layout] = {}
+        self._directory = str(directory)
+        self._layouts: Dict[str, _Layout] = {}
         self._form = _Form({})
 
     def render(self) -> bytes:
@@ -136,24 +142,31 @@ class Page:
         Raises:
             MetricsFileError: a file is damaged.
         """
-        layouts: Dict[Path, _Layout] = {}
-        values: Dict[Path, Sequence[float]] = {}
-        for path in sorted(self._directory.glob("*.db")):
-            if path.stem.rpartition("_")[2].startswith(CHECK):
+        layouts: Dict[str, _Layout] = {}
+        values: Dict[str, Sequence[float]] = {}
+        for name in sorted(os.listdir(self._directory)):
+            if not name.endswith(".db") or f"_{CHECK}" in name:
                 continue
+            path = os.path.join(self._directory, name)
             try:
-                data = path.read_bytes()
+                layouts[path], values[path] = self._read(path)
             except FileNotFoundError:  # the gauges of a worker that has just been lost
                 continue
-            layout = self._layouts.get(path)
-            found = layout.read(data) if layout else None
-            if layout is None or found is None:
-                layout = _Layout(path, data)
-                found = layout.read(data) or ()
-            layouts[path], values[path] = layout, found
         if layouts != self._layouts:
             self._layouts, self._form = layouts, _Form(layouts)
         return self._form.fill(values).encode()
+
+    def _read(self, path: str) -> Tuple[_Layout, Sequence[float]]:
+        layout = self._layouts.get(path)
+        with open(path, "rb", buffering=0) as file:
+            # Most of a file is not in use: to read all of it would cost more than everything else here.
+            data = file.read(-1 if layout is None else layout.size)
+            found = None if layout is None else layout.read(data)
+            if layout is None or found is None:
+                data += file.read()
+                layout = _Layout(path, data)
+                found = layout.read(data) or ()
+        return layout, found
 
 
 def _used(data: bytes) -> int:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # the import of torch takes seconds
     from torch import Tensor
 
 STAGES = ("read", "queue", "decode", "preprocess", "forward")  # in the order of a request
-SAMPLE_INTERVAL = 0.1  # seconds, in each worker
+SAMPLE_INTERVAL = 0.15  # seconds, in each worker
 APP_NAME = "fastapi"
 
 log = logging.getLogger("gunicorn.error")
