@@ -172,13 +172,18 @@ def test_a_file_that_is_replaced_is_read_anew(
     assert_same(page, workers.directory)
 
 
-def test_a_file_that_was_just_made_counts_for_nothing(workers: Workers) -> None:
+def test_a_file_that_was_just_made_counts_once_it_is_written(workers: Workers) -> None:
     count(make_metrics(), 1)
     page = Page(workers.directory)
     before = parse(page.render())
     (workers.directory / "counter_7.db").write_bytes(b"")
     (workers.directory / "histogram_7.db").write_bytes(bytes(65536))
     assert parse(page.render()) == before
+    for kind in ("counter", "histogram"):
+        written = (workers.directory / f"{kind}_master.db").read_bytes()
+        (workers.directory / f"{kind}_7.db").write_bytes(written)
+    assert parse(page.render()) != before
+    assert_same(page, workers.directory)
 
 
 def test_a_series_with_values_that_are_no_numbers(workers: Workers) -> None:
