@@ -4,6 +4,7 @@ It says what prometheus_client's MultiProcessCollector and generate_latest would
 names in a file are parsed once, and after that only its values are read.
 """
 
+import glob
 import json
 import os
 import struct
@@ -132,7 +133,7 @@ class Page:
     """Writes the page, and remembers between two scrapes how the files are laid out."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = str(directory)
+        self._pattern = os.path.join(glob.escape(str(directory)), "*.db")
         self._layouts: Dict[str, _Layout] = {}
         self._form = _Form({})
 
@@ -144,10 +145,9 @@ class Page:
         """
         layouts: Dict[str, _Layout] = {}
         values: Dict[str, Sequence[float]] = {}
-        for name in sorted(os.listdir(self._directory)):
-            if not name.endswith(".db") or f"_{CHECK}" in name:
+        for path in sorted(glob.glob(self._pattern)):
+            if f"_{CHECK}" in os.path.basename(path):
                 continue
-            path = os.path.join(self._directory, name)
             try:
                 layouts[path], values[path] = self._read(path)
             except FileNotFoundError:  # the gauges of a worker that has just been lost

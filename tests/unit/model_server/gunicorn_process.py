@@ -112,12 +112,17 @@ class Server:
     def lemons(self) -> float:
         return self.samples()["predictions_total[('class', 'lemon')]"]
 
-    def in_progress(self) -> float:
-        """Return the number of requests in progress, this scrape among them.
+    def wait_until_idle(self) -> None:
+        """Wait until the scrape itself is the only request in progress.
 
         One is in progress until its answer has been sent, a moment longer than its client waits.
         """
-        return sum(value for key, value in self.samples().items() if key.startswith("fastapi_requests_in_progress"))
+
+        def is_idle() -> bool:
+            samples = self.samples().items()
+            return sum(value for key, value in samples if key.startswith("fastapi_requests_in_progress")) == 1
+
+        wait_for(is_idle, 5)
 
     def files(self) -> List[str]:
         return sorted(path.name for path in self.metrics_dir.glob("*.db"))

@@ -31,7 +31,7 @@ def test_counters_outlive_the_workers_that_counted(server: Server, encode: Encod
     assert answered <= server.lemons() <= answered + 20
     slots = {name.rsplit("_", 1)[1] for name in server.files()}
     assert slots <= {"0.db", "1.db", "master.db"}, "files do not grow with the number of workers"
-    wait_for(lambda: server.in_progress() == 1, 5)
+    server.wait_until_idle()
 
 
 def test_a_reload_replaces_the_workers_and_keeps_the_counters(server: Server, encode: Encode) -> None:

@@ -90,7 +90,7 @@ def test_a_handover_loses_no_request(server: Server, encode: Encode) -> None:
     outcomes = [outcome for future in clients for outcome in future.result()]
     assert set(outcomes) == {200}
     assert server.lemons() == len(outcomes), "counters go on"
-    wait_for(lambda: server.in_progress() == 1, 5)
+    server.wait_until_idle()
     assert not (server.runtime_dir / ORDER).exists()
     assert not (server.runtime_dir / SUCCESSOR).is_symlink()
 
@@ -166,7 +166,7 @@ def test_systemd_losing_patience_leaves_the_old_one(server: Server) -> None:
     assert not is_alive(successor)
     assert server.get("/readyz")
     assert list(server.metrics_dir.glob("*_check*.db")), "the check was ended before it could tidy up"
-    wait_for(lambda: server.in_progress() == 1, 5)
+    server.wait_until_idle()
     done = hand_over(server)
     assert (done.returncode, done.stderr) == (0, "")
     server.master = serving(server)

@@ -13,7 +13,7 @@ from typing import Callable, Iterator, List
 import pytest
 
 from model_server.handover import Place
-from model_server.serving import BALANCE, PATIENCE, Listener, Shares
+from model_server.serving import BALANCE, IMPATIENCE, PATIENCE, Listener, Shares
 from tests.unit.model_server.gunicorn_process import Server, connection_header, is_alive, wait_for
 
 Encode = Callable[..., bytes]
@@ -40,7 +40,7 @@ def test_connections_are_shared_out_evenly(server: Server) -> None:
             ask(connection)
             assert is_answered(connection)
 
-    wait_for(lambda: is_even(server, one_by_one), 30)
+    assert_shared_out_evenly(server, one_by_one)
 
 
 def test_connections_that_come_in_one_moment_are_shared_out_evenly(server: Server) -> None:
@@ -50,16 +50,7 @@ def test_connections_that_come_in_one_moment_are_shared_out_evenly(server: Serve
             ask(connection)
         assert all(map(is_answered, waiting))
 
-    wait_for(lambda: is_even(server, together), 30)
-
-
-def is_even(server: Server, connect: Callable[[Iterator[socket.socket]], None]) -> bool:
-    """Let 40 clients connect; on a busy machine one worker may be kept from its share, but not time and again."""
-    with ExitStack() as stack:
-        connect(stack.enter_context(socket.create_connection(server.address)) for _ in range(40))
-        counts = [established(worker) for worker in server.workers()]
-    assert sum(counts) >= 40
-    return max(counts) <= 22
+    assert_shared_out_evenly(server, together)
 
 
 def test_a_new_worker_gets_its_share_of_kept_connections(server: Server) -> None:
@@ -183,6 +174,19 @@ def ask(connection: socket.socket) -> None:
 
 def is_answered(connection: socket.socket) -> bool:
     return connection.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def assert_shared_out_evenly(server: Server, connect: Callable[[Iterator[socket.socket]], None]) -> None:
+    """Let 40 clients connect, up to three times: a busy machine may keep a worker from its share for once."""
+    for _ in range(3):
+        with ExitStack() as stack:
+            connect(stack.enter_context(socket.create_connection(server.address)) for _ in range(40))
+            counts = [established(worker) for worker in server.workers()]
+        assert sum(counts) >= 40
+        if max(counts) <= 22:
+            break
+        time.sleep(IMPATIENCE)  # until then a worker takes whatever comes
+    assert max(counts) <= 22, counts
 
 
 def established(process: int) -> int:
