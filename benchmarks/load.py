@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from model_server.drawings import draw_fruit
+from model_server.commands.drawings import draw_fruit
 
 BOUNDARY = "benchmark"
 # Prints what wrk measured as one line of JSON; times in wrk are in microseconds.

@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Tuple
 
 from benchmarks.servers import BUNDLE, REPOSITORY, WORKERS
-from model_server.preprocessing import load, open_image
+from model_server.model.preprocessing import load, open_image
 
 MAX_PIXELS = 50_000_000
 WARM_UP = 15  # batches
@@ -41,8 +41,8 @@ def measure(decoding: str, image: Path, seconds: float) -> Tuple[float, str]:
 
 
 def main() -> None:
-    from model_server.bundle import read_bundle  # noqa: PLC0415 - this one imports torch
-    from model_server.classifier import Classifier  # noqa: PLC0415
+    from model_server.model.bundle import read_bundle  # noqa: PLC0415 - this one imports torch
+    from model_server.model.classifier import Classifier  # noqa: PLC0415
 
     decoding, seconds, image = sys.argv[1], float(sys.argv[2]), Path(sys.argv[3]).read_bytes()
     classifier = Classifier(read_bundle(BUNDLE))

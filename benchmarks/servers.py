@@ -37,7 +37,7 @@ class System:
 def ours(name: str, app: str = "", **settings: str) -> System:
     """The model server; `settings` are its own, `app` another application to run in its place."""
     environment = {f"MODEL_SERVER_{key.upper()}": value for key, value in settings.items()}
-    arguments = ["--config", "python:model_server.gunicorn_conf", *([app] if app else [])]
+    arguments = ["--config", "python:model_server.server.gunicorn_conf", *([app] if app else [])]
     return System(name, arguments, {"MODEL_SERVER_BUNDLE": str(BUNDLE), **environment})
 
 

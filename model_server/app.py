@@ -1,21 +1,27 @@
 """The HTTP interface: what is asked for, and what is answered."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Coroutine, Dict, Optional, Protocol, Sequence, Tuple
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.routing import APIRoute
 from PIL import Image
+from prometheus_client import generate_latest
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
-from model_server.batches import Batches
-from model_server.bundle import BundleError, Manifest, read_bundle
-from model_server.monitoring import Inference, ModelMetrics, check_metrics_dir, instrument
-from model_server.preprocessing import ImageTooLargeError, UndecodableImageError, load, open_image
-from model_server.reference import Reference
+from model_server.metrics.exposition import CONTENT_TYPE, Page
+from model_server.metrics.predictions import ModelMetrics, Reason, RequestTimings
+from model_server.metrics.requests import RequestMetrics
+from model_server.metrics.slots import check_metrics_dir
+from model_server.model.bundle import BundleError, Manifest, read_bundle
+from model_server.model.preprocessing import ImageTooLargeError, UndecodableImageError, load, open_image
+from model_server.model.reference import Reference
+from model_server.server.batches import Batches
 from model_server.settings import Settings, SettingsError, read_settings
-from model_server.upload import FIELD, Reason, RejectedInputError, Upload, read_upload
+from model_server.upload import FIELD, RejectedInputError, Upload, read_upload
 
 if TYPE_CHECKING:  # the import of torch takes seconds
     from torch import Tensor
@@ -88,7 +94,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
     """
     if classifier is None:
         bundle = read_bundle(settings.bundle)  # before torch, whose import takes seconds
-        from model_server.classifier import Classifier  # noqa: PLC0415
+        from model_server.model.classifier import Classifier  # noqa: PLC0415 - imports torch
 
         classifier = Classifier(bundle)
     model = classifier
@@ -96,7 +102,51 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
     fast_for = model.manifest.input_size if settings.decoding == "fast" else None
     metrics = ModelMetrics(model.manifest, model.reference, settings.release)
     batches = Batches(model.classify_batch, model.batch_size)
-    app = FastAPI(title="Model server", description="Classifies images and counts what it does.")
+
+    # The model runs in the event loop on purpose: a worker does one thing at a time on its one core,
+    # and one that hangs misses gunicorn's heartbeat and is replaced.
+    async def predict(request: Request) -> JSONResponse:
+        """Name the class of an image, sent as form field `file` or as the body itself."""
+        timings = RequestTimings()
+        try:
+            return JSONResponse(await answer(request, timings))
+        except RejectedInputError as error:
+            metrics.reject(error.reason)
+            raise
+        finally:
+            metrics.record(timings)
+
+    async def answer(request: Request, timings: RequestTimings) -> Dict[str, Optional[str]]:
+        upload = await read_upload(request, settings.max_body_bytes)
+        timings.lap("read")
+        if settings.fault_injection and upload.content_type.startswith("fake_server_error/"):
+            raise HTTPException(500, "Simulated server error.")
+
+        def prepare() -> "Tensor":
+            timings.lap("queue")
+            image = read_image(upload, timings, settings.max_image_pixels, fast_for)
+            timings.lap("decode")
+            pixels = model.preprocess(image)
+            timings.lap("preprocess")
+            return pixels
+
+        pixels, (likely_class, confidence) = await batches.predict(prepare, timings.lap)
+        metrics.predict(timings, pixels, likely_class, confidence)
+        return {"filename": upload.filename, "content_type": upload.content_type, "likely_class": likely_class}
+
+    predict_route = DirectRoute(
+        "/predict",
+        predict,
+        methods=["POST"],
+        response_model=Prediction,
+        openapi_extra=PREDICT_REQUEST,
+        responses=PREDICT_ERRORS,
+    )
+    app = FastAPI(
+        title="Model server",
+        description="Classifies images and counts what it does.",
+        routes=[predict_route],  # routes are tried in order: the busiest one comes first
+    )
 
     @app.get("/")
     async def root() -> Dict[str, str]:
@@ -114,53 +164,35 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
             raise HTTPException(503, "The model is not ready.")
         return {"status": "ready"}
 
-    # The model runs in the event loop on purpose: a worker does one thing at a time on its one core,
-    # and one that hangs misses gunicorn's heartbeat and is replaced.
-    async def predict(request: Request) -> JSONResponse:
-        """Name the class of an image, sent as form field `file` or as the body itself."""
-        inference = Inference()
-        try:
-            return JSONResponse(await answer(request, inference))
-        except RejectedInputError as error:
-            metrics.reject(error.reason)
-            raise
-        finally:
-            metrics.record(inference)
-
-    app.router.add_api_route(
-        "/predict",
-        predict,
-        methods=["POST"],
-        response_model=Prediction,
-        openapi_extra=PREDICT_REQUEST,
-        responses=PREDICT_ERRORS,
-        route_class_override=DirectRoute,
-    )
-    app.router.routes.insert(0, app.router.routes.pop())  # the one that is asked for is found first
-
-    async def answer(request: Request, inference: Inference) -> Dict[str, Optional[str]]:
-        upload = await read_upload(request, settings.max_body_bytes)
-        inference.lap("read")
-        if settings.fault_injection and upload.content_type.startswith("fake_server_error/"):
-            raise HTTPException(500, "Simulated server error.")
-
-        def prepare() -> "Tensor":
-            inference.lap("queue")
-            image = read_image(upload, inference, settings.max_image_pixels, fast_for)
-            inference.lap("decode")
-            pixels = model.preprocess(image)
-            inference.lap("preprocess")
-            return pixels
-
-        pixels, (likely_class, confidence) = await batches.predict(prepare, inference.lap)
-        metrics.predict(inference, pixels, likely_class, confidence)
-        return {"filename": upload.filename, "content_type": upload.content_type, "likely_class": likely_class}
-
     instrument(app, metrics, settings.metrics_dir)
     return app
 
 
-def read_image(upload: Upload, inference: Inference, max_pixels: int, fast_for: Optional[int]) -> Image.Image:
+def instrument(app: FastAPI, metrics: ModelMetrics, metrics_dir: Optional[Path]) -> None:
+    """Serve the metrics at /metrics, and measure the requests to all routes that the app has by now.
+
+    Args:
+        app: the finished app.
+        metrics: those of its model.
+        metrics_dir: where all workers have their files; None: this process is the only one, and has none.
+    """
+    page = None if metrics_dir is None else Page(metrics_dir)
+    if page is not None:
+        page.render()  # what this parses, the workers need not
+
+    async def serve(request: Request) -> Response:
+        counted = generate_latest(metrics.registry) if page is None else page.render()
+        # The next scrape comes over a new connection, which a worker accepts that has nothing else to do;
+        # over a kept one it would wait for its worker's predictions.
+        headers = {"Content-Type": CONTENT_TYPE, "Connection": "close"}
+        return Response(counted + metrics.constants, headers=headers)
+
+    app.add_route("/metrics", serve)
+    paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
+    app.add_middleware(RequestMetrics, paths=paths, registry=metrics.registry)
+
+
+def read_image(upload: Upload, timings: RequestTimings, max_pixels: int, fast_for: Optional[int]) -> Image.Image:
     """Decode an upload, and note its sizes: those that it was sent with, even when `fast_for` reduces its scale.
 
     Raises:
@@ -171,7 +203,7 @@ def read_image(upload: Upload, inference: Inference, max_pixels: int, fast_for: 
         raise RejectedInputError(400, Reason.NOT_AN_IMAGE, f"{name} is not an image.")
     if not upload.data:
         raise RejectedInputError(400, Reason.EMPTY, f"{name} is empty.")
-    inference.size = len(upload.data)
+    timings.size = len(upload.data)
     try:
         image = open_image(upload.data, max_pixels)
         pixels = image.width * image.height
@@ -183,7 +215,7 @@ def read_image(upload: Upload, inference: Inference, max_pixels: int, fast_for: 
         raise RejectedInputError(
             400, Reason.UNDECODABLE, f"{name} cannot be decoded as an image: {problem}."
         ) from error
-    inference.pixels = pixels
+    timings.pixels = pixels
     return image
 
 

@@ -1,31 +1,18 @@
 """The image in a request: read with a limit, in memory, from a form field or from the bare body."""
 
-from enum import Enum
 from typing import Dict, List, NamedTuple, Optional
 
 from fastapi import HTTPException
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from model_server.metrics.predictions import Reason
+
 FIELD = "file"
 MAX_PARTS = 64
 MAX_PADDING = 64  # bytes of blanks after a boundary
 MAX_HEADER_BYTES = 16 * 1024  # of one part
 CLIENT_CLOSED_REQUEST = 499  # nobody reads the answer; the number is for the metrics, as nginx has it
-
-
-class Reason(Enum):
-    """Why an input is rejected, as the metrics name it."""
-
-    NOT_AN_IMAGE = "not_an_image"
-    EMPTY = "empty"
-    UNDECODABLE = "undecodable"
-    IMAGE_TOO_LARGE = "image_too_large"
-    BODY_TOO_LARGE = "body_too_large"
-    MALFORMED_FORM = "malformed_form"
-    MISSING_FILE = "missing_file"
-    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
-    INCOMPLETE = "incomplete"
 
 
 class RejectedInputError(HTTPException):

@@ -13,11 +13,10 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from model_server.app import create_app
-from model_server.monitoring import Inference, ModelMetrics
-from model_server.reference import Reference
+from model_server.metrics.predictions import ModelMetrics, Reason, RequestTimings
+from model_server.model.reference import Reference
 from model_server.settings import Settings
-from model_server.upload import Reason
-from tests.unit.model_server.serving import Lemon
+from tests.unit.model_server.server.lemon import Lemon
 
 ROOT = Path(__file__).resolve().parents[3]
 Encode = Callable[..., bytes]
@@ -333,7 +332,7 @@ def test_features_are_counted_in_the_bins_of_the_reference(classifier: FakeClass
 def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     clock: Any = SimpleNamespace(now=1.0, time=time.time)
     clock.perf_counter = lambda: clock.now
-    monkeypatch.setattr("model_server.monitoring.time", clock)
+    monkeypatch.setattr("model_server.metrics.predictions.time", clock)
     random.seed(0)
     return clock
 
@@ -348,10 +347,10 @@ def test_of_predictions_in_close_order_some_are_sampled(clock: Any) -> None:
     torch = pytest.importorskip("torch")
     metrics = ModelMetrics(MANIFEST, REFERENCE)
     for _ in range(500):
-        inference = Inference()
-        inference.lap("read")
+        timings = RequestTimings()
+        timings.lap("read")
         clock.now += 0.005
-        metrics.predict(inference, torch.zeros(1, 3, 16, 16), "lemon", 0.9)
+        metrics.predict(timings, torch.zeros(1, 3, 16, 16), "lemon", 0.9)
     assert metrics.registry.get_sample_value("predictions_total", {"class": "lemon"}) == 500
     assert 8 <= sampled(metrics)["lemon"] <= 28, "seven a second, of 2.5 seconds"
 
@@ -360,10 +359,10 @@ def test_slow_predictions_are_not_sampled_more_often_than_others(clock: Any) -> 
     torch = pytest.importorskip("torch")
     metrics = ModelMetrics(MANIFEST, REFERENCE)
     for seconds in random.choices([0.02, 0.002], k=10_000):
-        inference = Inference()
-        inference.lap("read")
+        timings = RequestTimings()
+        timings.lap("read")
         clock.now += seconds
-        metrics.predict(inference, torch.zeros(1, 3, 16, 16), "apple" if seconds == 0.02 else "lemon", 0.9)
+        metrics.predict(timings, torch.zeros(1, 3, 16, 16), "apple" if seconds == 0.02 else "lemon", 0.9)
     slow, fast = sampled(metrics)["apple"], sampled(metrics)["lemon"]
     assert slow + fast > 500
     assert slow / (slow + fast) == pytest.approx(0.5, abs=0.1)
@@ -372,17 +371,17 @@ def test_slow_predictions_are_not_sampled_more_often_than_others(clock: Any) -> 
 def test_slow_uploads_are_sampled_as_often_as_others(clock: Any) -> None:
     torch = pytest.importorskip("torch")
     metrics = ModelMetrics(MANIFEST, REFERENCE)
-    arriving: List[Inference] = []
+    arriving: List[RequestTimings] = []
     for slow in random.choices([True, False], k=20_000):
-        inference = Inference()
+        timings = RequestTimings()
         if slow:
-            arriving.append(inference)
+            arriving.append(timings)
             if len(arriving) < 40:
                 continue
-            inference = arriving.pop(0)
-        inference.lap("read")
+            timings = arriving.pop(0)
+        timings.lap("read")
         clock.now += 0.005
-        metrics.predict(inference, torch.zeros(1, 3, 16, 16), "apple" if slow else "lemon", 0.9)
+        metrics.predict(timings, torch.zeros(1, 3, 16, 16), "apple" if slow else "lemon", 0.9)
     slow_ones, fast_ones = sampled(metrics)["apple"], sampled(metrics)["lemon"]
     assert slow_ones + fast_ones > 500
     assert slow_ones / (slow_ones + fast_ones) == pytest.approx(0.5, abs=0.1)
@@ -390,9 +389,9 @@ def test_slow_uploads_are_sampled_as_often_as_others(clock: Any) -> None:
 
 def test_confidence_of_a_broken_model_leaves_the_histogram_whole() -> None:
     metrics = ModelMetrics(MANIFEST, None)
-    inference = Inference()
-    inference.lap("read")
-    metrics.predict(inference, None, "lemon", float("nan"))
+    timings = RequestTimings()
+    timings.lap("read")
+    metrics.predict(timings, None, "lemon", float("nan"))
     assert metrics.registry.get_sample_value("prediction_confidence_sum", {"class": "lemon"}) == 0
     assert metrics.registry.get_sample_value("prediction_confidence_count", {"class": "lemon"}) == 1
 

@@ -6,7 +6,8 @@ from typing import Any, Dict, List, Optional
 import pytest
 from starlette.requests import Request
 
-from model_server.upload import MAX_HEADER_BYTES, MAX_PARTS, Reason, RejectedInputError, Upload, read_upload
+from model_server.metrics.predictions import Reason
+from model_server.upload import MAX_HEADER_BYTES, MAX_PARTS, RejectedInputError, Upload, read_upload
 
 LIMIT = 1_000_000
 FORM = "multipart/form-data; boundary=XX"

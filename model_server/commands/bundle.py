@@ -1,0 +1,252 @@
+"""`model-server bundle`: makes, checks and packs bundles, on the machine where the model was trained.
+
+docs/models.md shows how.
+"""
+
+import argparse
+import gzip
+import hashlib
+import io
+import tarfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Dict, List, Sequence
+
+from PIL import Image
+
+from model_server.commands import CommandError
+from model_server.commands.images import find_images, read_images
+from model_server.commands.loading import load_classifier
+from model_server.model.bundle import (
+    FRUIT_CLASSIFIER,
+    MANIFEST,
+    REFERENCE,
+    TORCHSCRIPT,
+    WEIGHTS,
+    Bundle,
+    BundleError,
+    make_bundle,
+    read_bundle,
+    read_bytes,
+    refuse_existing,
+    write_bundle,
+)
+from model_server.model.reference import write_whole
+
+if TYPE_CHECKING:  # the import of torch takes seconds
+    from model_server.model.classifier import Classifier
+
+YEAR_1980 = 315532800
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `model-server bundle` to the commands."""
+    parser = commands.add_parser(
+        "bundle",
+        help="make, check and pack bundles of models",
+        description="Make, check and pack bundles: a directory with model.yaml, weights.pt and, perhaps, "
+        "reference.json. docs/models.md describes them.",
+    )
+    parser.set_defaults(prefix="bundle")
+    actions = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    making = actions.add_parser(
+        "create",
+        help="write a bundle of trained weights",
+        description="Write a bundle of trained weights, after the model has answered an image.",
+        fromfile_prefix_chars="@",
+    )
+    making.set_defaults(run=create)
+    making.add_argument("directory", type=Path, metavar="DIR", help="the bundle to write; nothing may be there")
+    making.add_argument(
+        "--weights", type=Path, required=True, metavar="FILE", help="state dict, or TorchScript file, of the model"
+    )
+    making.add_argument("--name", required=True, help="of the model: letters, digits and . _ + -")
+    making.add_argument("--version", required=True, help="of the model: letters, digits and . _ + -")
+    making.add_argument(
+        "--architecture", required=True, help="fruit_classifier, torchscript, or a model of torchvision like resnet18"
+    )
+    making.add_argument(
+        "--classes",
+        nargs="+",
+        required=True,
+        metavar="CLASS",
+        help="their names, in the order of the model's outputs; @FILE: a file with one in each line",
+    )
+    making.add_argument(
+        "--input-size", type=int, default=224, metavar="PIXELS", help="side of the square input (default: 224)"
+    )
+    channels = ("RED", "GREEN", "BLUE")
+    making.add_argument(
+        "--mean",
+        type=float,
+        nargs=3,
+        default=IMAGENET_MEAN,
+        metavar=channels,
+        help="subtracted from pixels of 0..1 (default: ImageNet's, 0.485 0.456 0.406)",
+    )
+    making.add_argument(
+        "--std",
+        type=float,
+        nargs=3,
+        default=IMAGENET_STD,
+        metavar=channels,
+        help="what they are divided by then (default: ImageNet's, 0.229 0.224 0.225)",
+    )
+
+    checking = actions.add_parser(
+        "check",
+        help="prove that a bundle can be served",
+        description="Check model.yaml, the checksum of the weights and the reference, load the model and let it "
+        "classify an image, and see how often it is right.",
+    )
+    checking.set_defaults(run=check)
+    checking.add_argument("directory", type=Path, metavar="DIR", help="the bundle")
+    checking.add_argument(
+        "--labelled",
+        type=Path,
+        metavar="FOLDER",
+        help="images to measure the accuracy with: those of class x anywhere below FOLDER/x",
+    )
+
+    packing = actions.add_parser(
+        "pack",
+        help="write a bundle as one archive",
+        description="Check a bundle and write it as one archive, that the role model_server takes.",
+    )
+    packing.set_defaults(run=pack)
+    packing.add_argument("directory", type=Path, metavar="DIR", help="the bundle")
+    packing.add_argument("archive", type=Path, metavar="OUT.tar.gz", help="the archive to write; nothing may be there")
+
+
+def create(options: argparse.Namespace) -> None:
+    """Write a bundle of trained weights, unless the model fails to answer."""
+    refuse_existing(options.directory)
+    weights = read_bytes(options.weights)
+    fields: Dict[str, object] = {
+        "name": options.name,
+        "version": options.version,
+        "architecture": options.architecture,
+        "classes": options.classes,
+        "input_size": options.input_size,
+        "mean": options.mean,
+        "std": options.std,
+    }
+    bundle = make_bundle(options.directory, weights, fields)
+    _describe(bundle, load_classifier(bundle))
+    write_bundle(options.directory, weights, fields)
+    _say(f"written: {options.directory}")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Prove that a bundle can be served, and how often it is right."""
+    bundle = read_bundle(options.directory)
+    labelled = _find_labelled(options.labelled, bundle.manifest.classes) if options.labelled else {}
+    classifier = load_classifier(bundle)
+    _describe(bundle, classifier)
+    if labelled:
+        _judge(classifier, labelled, options.labelled)
+
+
+def pack(options: argparse.Namespace) -> None:
+    """Check a bundle and write it as one archive: the same bundle, and the same Python, give the same bytes."""
+    refuse_existing(options.archive)
+    bundle = read_bundle(options.directory)
+    _describe(bundle, load_classifier(bundle))
+    files = {MANIFEST: read_bytes(options.directory / MANIFEST), WEIGHTS: bundle.weights}
+    if bundle.reference is not None:
+        files[REFERENCE] = read_bytes(options.directory / REFERENCE)
+    archive = _archive(files)
+    try:
+        write_whole(options.archive, archive)
+    except OSError as error:
+        raise BundleError(f"{options.archive} cannot be written: {error.strerror}.") from error
+    sha256 = hashlib.sha256(archive).hexdigest()
+    _say(f"archive: {options.archive}, {_megabytes(archive)}, holds {', '.join(sorted(files))}")
+    _say(f"sha256:  {sha256}", "", "To serve it, as variables of the role model_server:", "")
+    _say(f"model_server_bundle: {options.archive.resolve()} # or the URL where it is put")
+    _say(f"model_server_bundle_sha256: {sha256}")
+    if bundle.manifest.architecture not in (FRUIT_CLASSIFIER, TORCHSCRIPT):
+        _say("model_server_torchvision: true")
+
+
+def _describe(bundle: Bundle, classifier: "Classifier") -> None:
+    manifest, reference = bundle.manifest, bundle.reference
+    size = manifest.input_size
+    pixels = classifier.preprocess(Image.linear_gradient("L").convert("RGB"))
+    started = time.perf_counter()
+    logits = classifier.logits(pixels)
+    milliseconds = 1000 * (time.perf_counter() - started)
+    _say(f"model:        {manifest.name} {manifest.version}")
+    _say(f"architecture: {manifest.architecture}, for images of {size}×{size} pixels")
+    _say(f"weights:      {_megabytes(bundle.weights)}, SHA-256 {manifest.weights_sha256}")
+    _say(f"classes:      {len(manifest.classes)}, as many as logits: {_some(manifest.classes)}")
+    _say(f"forward pass: {milliseconds:.1f} ms, with one thread")
+    if float(logits.min()) >= 0 and abs(float(logits.sum()) - 1) < 1e-4:
+        _say(
+            "warning:      the model's outputs look like probabilities, but the server takes the softmax of logits: "
+            "its confidences will be too low; leave the softmax out of the model"
+        )
+    if reference is not None:
+        _say(f"reference:    {reference.images} images")
+    else:
+        _say("reference:    none, so that drift will not be seen (model-server reference makes it)")
+
+
+def _find_labelled(folder: Path, classes: Sequence[str]) -> Dict[str, List[Path]]:
+    """Return the images below each directory of a folder, which is named after the class that they are of."""
+    if not folder.is_dir():
+        raise CommandError(f"{folder} is not a directory.")
+    directories = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for directory in directories:
+        if directory.name not in classes:
+            raise CommandError(f"{directory} is named after no class of the model; its classes are {_some(classes)}.")
+    if not directories:
+        raise CommandError(f"{folder} has no directory that is named after a class: {_some(classes)}.")
+    return {directory.name: find_images([directory]) for directory in directories}
+
+
+def _judge(classifier: "Classifier", labelled: Dict[str, List[Path]], folder: Path) -> None:
+    hits, counts = {}, {}
+    for name, paths in labelled.items():
+        answers = [classifier.classify(classifier.preprocess(image)).likely_class for image in read_images(paths, _say)]
+        hits[name], counts[name] = answers.count(name), len(answers)
+    total = sum(counts.values())
+    if total == 0:
+        raise CommandError(f"{folder} has no image that can be decoded.")
+    left_out = sum(map(len, labelled.values())) - total
+    _say(f"accuracy:     {_share(sum(hits.values()), total)}" + (f", {left_out} left out" if left_out else ""))
+    for name, count in counts.items():
+        _say(f"  {name}: {_share(hits[name], count)}")
+
+
+def _share(hits: int, count: int) -> str:
+    return f"{hits / count:.1%} of {count} image{'s' * (count > 1)}" if count else "no image"
+
+
+def _archive(files: Dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    # No name, time or owner of this machine. Some versions of tar complain of files from 1970.
+    with gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as compressed, tarfile.open(
+        fileobj=compressed, mode="w", format=tarfile.USTAR_FORMAT
+    ) as tar:
+        for name, content in sorted(files.items()):
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode, entry.mtime = len(content), 0o644, YEAR_1980
+            entry.uname = entry.gname = "root"
+            tar.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def _megabytes(content: bytes) -> str:
+    return f"{len(content) / 1e6:.1f} MB"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more
+
+
+def _say(*lines: str) -> None:
+    print("\n".join(lines), flush=True)  # noqa: T201 - a command's findings

@@ -1,0 +1,49 @@
+"""Images in files and directories, for the commands that show them to a model."""
+
+from pathlib import Path
+from typing import Callable, Iterator, List, Sequence, Set
+
+from PIL import Image
+
+from model_server.commands import CommandError
+from model_server.model.preprocessing import ImageTooLargeError, UndecodableImageError, decode
+from model_server.settings import Settings
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+MAX_PIXELS: int = Settings.model_fields["max_image_pixels"].default
+
+
+def find_images(places: Sequence[Path]) -> List[Path]:
+    """Return the files named, and the images anywhere below the directories named: each once, in a fixed order.
+
+    Raises:
+        CommandError: there is nothing at one of the places, or no image below it.
+    """
+    found: Set[Path] = set()
+    for place in places:
+        if not place.exists():
+            raise CommandError(f"{place} does not exist.")
+        files = [place]
+        if place.is_dir():
+            files = [path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+        if not files:
+            raise CommandError(f"{place} has no image ({', '.join('*' + suffix for suffix in SUFFIXES)}).")
+        found.update(path.resolve() for path in files)
+    return sorted(found)
+
+
+def read_images(paths: Sequence[Path], say: Callable[[str], None]) -> Iterator[Image.Image]:
+    """Decode the images one by one; `say` gets a line for each that is left out, and one for each hundred."""
+    for number, path in enumerate(paths, 1):
+        try:
+            image = decode(path.read_bytes(), MAX_PIXELS)
+        except ImageTooLargeError as error:
+            say(f"left out, because it is too large ({error}): {path}")
+        except UndecodableImageError:
+            say(f"left out, because it cannot be decoded as an image: {path}")
+        except OSError as error:
+            say(f"left out, because it cannot be read ({error.strerror}): {path}")
+        else:
+            yield image
+        if number % 100 == 0:
+            say(f"{number} of {len(paths)} images")

@@ -1,0 +1,203 @@
+"""The metrics of predictions: stages, sizes, classes, confidences, rejected inputs and features."""
+
+import math
+import random
+import time
+from enum import Enum
+from typing import TYPE_CHECKING, Dict, Iterable, Optional, Union
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from model_server.model.bundle import Manifest
+from model_server.model.reference import FEATURES, Reference
+
+if TYPE_CHECKING:  # the import of torch takes seconds
+    from torch import Tensor
+
+STAGES = ("read", "queue", "decode", "preprocess", "forward")  # in the order of a request
+SAMPLE_INTERVAL = 0.15  # seconds, in each worker
+
+
+class Reason(Enum):
+    """Why an input is rejected, as the metrics name it."""
+
+    NOT_AN_IMAGE = "not_an_image"
+    EMPTY = "empty"
+    UNDECODABLE = "undecodable"
+    IMAGE_TOO_LARGE = "image_too_large"
+    BODY_TOO_LARGE = "body_too_large"
+    MALFORMED_FORM = "malformed_form"
+    MISSING_FILE = "missing_file"
+    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
+    INCOMPLETE = "incomplete"
+
+
+class RequestTimings:
+    """What is measured of one request to the model, to be recorded when it is over.
+
+    Recording all at once costs a third of recording each when it is known: after a decoder or a forward pass
+    the processor's caches hold no metrics any more.
+
+    Attributes:
+        received: moment of the performance counter, in seconds, when the body had come and been read.
+        size: of the image file, in bytes.
+        pixels: width × height of the decoded image.
+        stages: seconds spent in each that came to an end.
+    """
+
+    def __init__(self) -> None:
+        self.size: Optional[int] = None
+        self.pixels: Optional[int] = None
+        self.stages: Dict[str, float] = {}
+        self._begun = self._lap_begun = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """End a stage, which may be one that ended before; the next one begins."""
+        now = time.perf_counter()
+        self.stages[stage] = self.stages.get(stage, 0.0) + now - self._lap_begun
+        self._lap_begun = now
+
+    @property
+    def received(self) -> float:
+        return self._begun + self.stages["read"]
+
+
+class ModelMetrics:
+    """The metrics of one model.
+
+    Every series is there, as 0, from the start, and found without its labels later.
+
+    Attributes:
+        registry: where the metrics belong.
+        constants: lines of the page /metrics that never change.
+    """
+
+    def __init__(self, manifest: Manifest, reference: Optional[Reference], release: str = "") -> None:
+        self.registry = CollectorRegistry()
+        self.constants = generate_latest(_Constants(manifest, reference, release))
+        predictions = Counter("predictions", "Predictions made, by class", ["class"], registry=self.registry)
+        confidence = Histogram(
+            "prediction_confidence",
+            "Softmax of the likely class, by class",
+            ["class"],
+            buckets=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1),
+            registry=self.registry,
+        )
+        stages = Histogram(
+            "inference_stage_duration_seconds",
+            "Time that a prediction spends in its stages",
+            ["stage"],
+            buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1),
+            registry=self.registry,
+        )
+        rejected = Counter(
+            "rejected_inputs", "Inputs that no prediction was made for, by reason", ["reason"], registry=self.registry
+        )
+        self._bytes = Histogram(
+            "input_bytes",
+            "Size of the image files that came to be decoded",
+            buckets=[1000 * 4**k for k in range(8)],
+            registry=self.registry,
+        )
+        self._pixels = Histogram(
+            "input_pixels",
+            "Width × height of the decoded images",
+            buckets=[1000 * 4**k for k in range(9)],
+            registry=self.registry,
+        )
+        self._stages = {stage: stages.labels(stage) for stage in STAGES}
+        self._classes = {name: (predictions.labels(name), confidence.labels(name)) for name in manifest.classes}
+        self._reasons = {reason: rejected.labels(reason.value) for reason in Reason}
+        self._features = None if reference is None else _FeatureMetrics(reference, self.registry)
+
+    def record(self, timings: RequestTimings) -> None:
+        """Record a request, however far it came."""
+        for stage, seconds in timings.stages.items():
+            self._stages[stage].observe(seconds)
+        if timings.size is not None:
+            self._bytes.observe(timings.size)
+        if timings.pixels is not None:
+            self._pixels.observe(timings.pixels)
+
+    def reject(self, reason: Reason) -> None:
+        self._reasons[reason].inc()
+
+    def predict(self, timings: RequestTimings, pixels: "Tensor", likely_class: str, confidence: float) -> None:
+        """Record a prediction: what the model saw, and what it said."""
+        if math.isnan(confidence):  # of a broken model; in the histogram's sum it would stay for good
+            confidence = 0.0
+        count, confidences = self._classes[likely_class]
+        count.inc()
+        confidences.observe(confidence)
+        if self._features is not None:
+            self._features.observe(timings.received, pixels, likely_class, confidence)
+
+
+class _FeatureMetrics:
+    """Counts the features of predictions by the bins of the reference.
+
+    To measure a prediction costs 2 % of it. So while predictions come fast, a sample of them is measured: the first
+    that is decoded after each of some chance moments, `SAMPLE_INTERVAL` apart on average. Not the first that ends
+    after it: large images, which take longer, would be among those more often than they are sent. Nor the first
+    that begins to arrive: slow uploads would hardly ever be.
+    """
+
+    def __init__(self, reference: Reference, registry: CollectorRegistry) -> None:
+        from model_server.metrics.features import observe  # noqa: PLC0415 - imports torch
+
+        self._observe = observe
+        self._due = 0.0
+        self._bin = reference.bin
+        observations = Counter(
+            "feature_observations",
+            "Predictions by the bin of the reference that a feature falls into",
+            ["feature", "bin"],
+            registry=registry,
+        )
+        self._observed = {
+            (feature, bin_): observations.labels(feature, bin_)
+            for feature, ratios in reference.ratios.items()
+            for bin_ in ratios
+        }
+
+    def observe(self, received: float, pixels: "Tensor", likely_class: str, confidence: float) -> None:
+        if received < self._due:
+            return
+        self._due = time.perf_counter() + random.uniform(0, 2 * SAMPLE_INTERVAL)
+        values: Iterable[Union[float, str]] = self._observe(pixels, likely_class, confidence)
+        for feature, value in zip(FEATURES, values):
+            self._observed[feature, self._bin(feature, value)].inc()
+
+
+class _Constants(Collector):
+    """What never changes while a model is served, and so needs no place in the files of every worker."""
+
+    def __init__(self, manifest: Manifest, reference: Optional[Reference], release: str) -> None:
+        self._manifest, self._reference, self._release = manifest, reference, release
+        self._loaded = time.time()
+
+    def collect(self) -> Iterable[Metric]:
+        manifest = self._manifest
+        labels = {
+            "name": manifest.name,
+            "version": manifest.version,
+            "architecture": manifest.architecture,
+            "sha256": manifest.weights_sha256,
+            "release": self._release,
+        }
+        info = GaugeMetricFamily("model_info", "The model that answers", labels=tuple(labels))
+        info.add_metric(list(labels.values()), 1)
+        yield info
+        yield GaugeMetricFamily("model_loaded_timestamp_seconds", "When the model was loaded", self._loaded)
+        if self._reference is not None:
+            shares = GaugeMetricFamily(
+                "feature_reference_ratio",
+                "Share of the reference images whose feature falls into the bin",
+                labels=("feature", "bin"),
+            )
+            for feature, ratios in self._reference.ratios.items():
+                for bin_, share in ratios.items():
+                    shares.add_metric([feature, bin_], share)
+            yield shares

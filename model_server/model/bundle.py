@@ -1,0 +1,230 @@
+"""A bundle: the directory that holds one model.
+
+`model.yaml` is about it, `weights.pt` its state dict or TorchScript, and `reference.json`, which may be absent, the
+reference that its requests are compared with. docs/models.md has the fields, and how `model-server bundle` makes,
+checks and packs bundles.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Dict, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
+
+from model_server.model.reference import PREDICTED_CLASS, Reference, write_reference
+
+MANIFEST = "model.yaml"
+WEIGHTS = "weights.pt"
+REFERENCE = "reference.json"
+FRUIT_CLASSIFIER, TORCHSCRIPT = "fruit_classifier", "torchscript"  # the other architectures are torchvision's
+
+Model = TypeVar("Model", bound=BaseModel)
+Triple = Tuple[float, float, float]
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be used; the message is one sentence that names the file, what it has and what it should."""
+
+
+class Manifest(BaseModel):
+    """What `model.yaml` says; docs/models.md has the fields one by one.
+
+    `classes` are in the order of the model's outputs. `input_size` is the side of the square input in
+    pixels; `mean` and `std` are per channel (red, green, blue), of pixel values scaled to 0..1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+    name: str
+    version: str
+    architecture: str = Field(min_length=1)
+    classes: Tuple[str, ...] = Field(min_length=2)
+    input_size: int = Field(ge=16, le=4096)
+    mean: Tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    std: Tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+    @field_validator("name", "version")
+    @classmethod
+    def _fit_for_a_path(cls, value: str) -> str:
+        if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", value):
+            raise ValueError("only letters, digits and . _ + - are allowed, a letter or digit first, 64 at most")
+        return value
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: Tuple[str, ...]) -> Tuple[str, ...]:
+        if len(set(classes)) < len(classes) or not all(classes):
+            raise ValueError("class names must be distinct and not empty")
+        return classes
+
+    @field_validator("mean")
+    @classmethod
+    def _scaled(cls, mean: Triple) -> Triple:
+        if not 0 <= min(mean) <= max(mean) <= 1:
+            raise ValueError("means are of pixels scaled to 0..1; divide those of pixels of 0..255 by 255")
+        return mean
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, std: Triple) -> Triple:
+        if not 0 < min(std) <= max(std) <= 1:
+            raise ValueError(
+                "standard deviations are above 0, of pixels scaled to 0..1; divide those of pixels of 0..255 by 255"
+            )
+        return std
+
+
+class Bundle(NamedTuple):
+    """A bundle as read from disk: `weights` are the bytes whose SHA-256 was verified."""
+
+    path: Path
+    manifest: Manifest
+    weights: bytes
+    reference: Optional[Reference] = None
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read a bundle with its reference, if it has one, and verify the checksum of its weights.
+
+    Raises:
+        BundleError: a file is missing, unreadable or malformed, or the weights are not those of the manifest.
+    """
+    bundle = read_model(path)
+    if not (path / REFERENCE).exists():
+        return bundle
+    return bundle._replace(reference=read_reference(path / REFERENCE, bundle.manifest.classes))
+
+
+def read_model(path: Path) -> Bundle:
+    """Read a bundle but for its reference, and verify the checksum of its weights, without unpickling anything.
+
+    Raises:
+        BundleError: a file is missing, unreadable or malformed, or the weights are not those of the manifest.
+    """
+    manifest_path, weights_path = path / MANIFEST, path / WEIGHTS
+    fields = _parse_manifest(manifest_path, read_bytes(manifest_path))
+    weights = read_bytes(weights_path)
+    sha256 = hashlib.sha256(weights).hexdigest()
+    manifest = _validate(manifest_path, {"weights_sha256": sha256, **fields}, Manifest)
+    if "weights_sha256" not in fields:
+        raise BundleError(f"{manifest_path} lacks the field weights_sha256; of the {WEIGHTS} beside it it is {sha256}.")
+    if sha256 != manifest.weights_sha256:
+        raise BundleError(f"{weights_path} has SHA-256 {sha256}, but {MANIFEST} expects {manifest.weights_sha256}.")
+    return Bundle(path, manifest, weights)
+
+
+def read_reference(path: Path, classes: Sequence[str]) -> Reference:
+    """Read the reference of a model with these classes.
+
+    Raises:
+        BundleError: the file is unreadable or malformed, or is about other classes.
+    """
+    text = read_bytes(path)
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise BundleError(f"{path} is not valid JSON{where}.") from error
+    reference = _validate(path, _require_mapping(path, fields), Reference)
+    known = reference.ratios[PREDICTED_CLASS]
+    if set(known) != set(classes):
+        got, expected = ", ".join(sorted(known)), ", ".join(sorted(classes))
+        raise BundleError(f"{path}: ratios.{PREDICTED_CLASS} has {got}, but {MANIFEST} has the classes {expected}.")
+    return reference
+
+
+def make_bundle(path: Path, weights: bytes, fields: Dict[str, object]) -> Bundle:
+    """Return the bundle that is to be at `path`; `fields` are the manifest's but for `weights_sha256`.
+
+    Raises:
+        BundleError: a field is missing or has a value that is not allowed.
+    """
+    sha256 = hashlib.sha256(weights).hexdigest()
+    return Bundle(path, _validate(path / MANIFEST, {**fields, "weights_sha256": sha256}, Manifest), weights)
+
+
+def write_bundle(path: Path, weights: bytes, fields: Dict[str, object], reference: Optional[Reference] = None) -> None:
+    """Write a bundle at `path`, whole or not at all; `fields` are the manifest's but for `weights_sha256`.
+
+    Raises:
+        BundleError: a field is wrong, there is something at `path` already, or it cannot be written.
+    """
+    manifest = make_bundle(path, weights, fields).manifest
+    refuse_existing(path)
+    staging = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=str(path.parent)))
+        staging.chmod(0o755)
+        (staging / WEIGHTS).write_bytes(weights)
+        text = yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False)
+        (staging / MANIFEST).write_text(text, encoding="utf-8")
+        if reference is not None:
+            write_reference(staging / REFERENCE, reference)
+        os.rename(staging, path)
+    except OSError as error:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise BundleError(f"The bundle {path} cannot be written: {error.strerror}.") from error
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise BundleError when there is something at `path`; an empty directory is nothing."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() or path.is_symlink():
+        raise BundleError(f"{path} exists already and is not overwritten; remove it or choose another name.")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file whole, or raise BundleError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _parse_manifest(path: Path, text: bytes) -> Dict[str, object]:
+    try:
+        fields = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise BundleError(f"{path} is not valid YAML{where}.") from error
+    return _require_mapping(path, fields)
+
+
+def _require_mapping(path: Path, fields: object) -> Dict[str, object]:
+    if not isinstance(fields, dict):
+        raise BundleError(f"{path} holds a {type(fields).__name__}, but a mapping of fields is expected.")
+    return fields
+
+
+def _validate(path: Path, fields: Dict[str, object], model: Type[Model]) -> Model:
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        problems = error.errors()
+        # A misspelt field is an unknown one and a missing one.
+        problem = next((other for other in problems if other["type"] == "extra_forbidden"), problems[0])
+        field = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "missing":
+            raise BundleError(f"{path} lacks the field {field}.") from error
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(field, model.model_fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(model.model_fields)}."
+            raise BundleError(f"{path} has the unknown field {field}; {hint}") from error
+        got = repr(problem["input"])[:80]
+        message = problem["msg"].replace("Value error, ", "")
+        written_bare = problem["type"] == "string_type" and isinstance(problem["input"], (bool, int, float, date))
+        quotes = "; put it in quotes" if written_bare else ""
+        raise BundleError(f"{path}: {field} is {got}: {message[0].lower()}{message[1:]}{quotes}.") from error

@@ -1,0 +1,102 @@
+"""The model behind the server: from an image to the name of its class."""
+
+from typing import List, NamedTuple, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from model_server.model.bundle import Bundle
+from model_server.model.fruit_classifier import FruitClassifier
+from model_server.model.loading import load_model
+from model_server.model.preprocessing import resize_and_crop, rgbx, scale_and_crop
+
+# One thread per worker: OpenMP threads of several workers spin against each other on the same cores.
+# Set before any forward pass, so that no thread pool exists that a fork could lose.
+torch.set_num_threads(1)
+
+# Releases before 2.1 scale floats only, and more slowly than Pillow.
+RESIZES_BYTES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 1)
+BATCH_SIZE = 4  # of 8, the last 10 % of what there is to gain, each would wait twice as long
+PANORAMA = 4  # ratio of the sides from which on Pillow is faster
+
+
+class Classification(NamedTuple):
+    """What the model says of an image; `confidence` is the softmax of the likely class, 0..1."""
+
+    likely_class: str
+    confidence: float
+
+
+class Classifier:
+    """A model ready to answer.
+
+    Attributes:
+        manifest: what the bundle says of the model; its `classes` are in the order of the logits.
+        reference: what its images are like, when the bundle says so.
+        batch_size: the most images that it classifies together.
+        ready: true once a forward pass has been done.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Build the model of a bundle, load its weights and run it once.
+
+        Raises:
+            BundleError: the architecture is unknown, the weights do not fit it, or the model gives no logits.
+        """
+        manifest = bundle.manifest
+        self.manifest = manifest
+        self.reference = bundle.reference
+        self.ready = False
+        self._size = manifest.input_size
+        self._model = load_model(bundle)
+        # TorchScript makes itself fast for the shapes that it has seen, and may know no other number than one.
+        self.batch_size = BATCH_SIZE if isinstance(self._model, FruitClassifier) else 1
+        self.classify(self.preprocess(Image.new("RGB", (self._size, self._size))))
+        self.ready = True
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Return what the model sees of an RGB image of any size: float32 of shape (1, 3, input_size, input_size).
+
+        Values are 0..255, whole numbers, channels last in memory: the pixels of `preprocessing.resize_and_crop`,
+        here and there one level off, in half of its time.
+        """
+        # torch scales what the crop throws away as well: of a panorama in vain, of a line of pixels by the gigabyte.
+        if not RESIZES_BYTES or max(image.size) > PANORAMA * min(image.size):
+            return to_tensor(resize_and_crop(image, self._size)).float()
+        scaled_width, scaled_height, left, top = scale_and_crop(image.width, image.height, self._size)
+        # All four bytes of a pixel are scaled, which is faster than to pick three.
+        scaled = functional.interpolate(
+            _four_channels(image), (scaled_height, scaled_width), mode="bilinear", antialias=True, align_corners=False
+        )
+        return scaled[:, :3, top : top + self._size, left : left + self._size].float()
+
+    def classify(self, pixels: Tensor) -> Classification:
+        """Name the class of a preprocessed image."""
+        return self.classify_batch([pixels])[0]
+
+    def classify_batch(self, images: Sequence[Tensor]) -> List[Classification]:
+        """Name the class of each of 1 to `batch_size` preprocessed images."""
+        with torch.inference_mode():
+            logits = self._model(images[0] if len(images) == 1 else torch.cat(tuple(images)))
+            indices = logits.argmax(1)
+            confidences = logits.softmax(1).gather(1, indices[:, None])[:, 0]
+        classes = self.manifest.classes
+        return [Classification(classes[i], confidence) for i, confidence in zip(indices.tolist(), confidences.tolist())]
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Return the model's outputs for a preprocessed image: float32, shape (classes,)."""
+        with torch.inference_mode():
+            logits: Tensor = self._model(pixels)[0]
+        return logits
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Return an RGB image of W×H pixels as uint8 of shape (1, 3, H, W), four bytes a pixel apart in memory."""
+    return _four_channels(image)[:, :3]
+
+
+def _four_channels(image: Image.Image) -> Tensor:
+    pixels = torch.frombuffer(rgbx(image), dtype=torch.uint8)
+    return pixels.view(1, image.height, image.width, 4).permute(0, 3, 1, 2)

@@ -1,0 +1,152 @@
+"""From the bytes of a bundle's weights to the model that they make, with a sentence for each way that can fail."""
+
+import io
+import pickle
+from typing import Any, Dict, Iterable, List
+
+import torch
+from torch import Tensor, nn
+
+from model_server.model.architectures import ArchitectureError, Normalised, build_network
+from model_server.model.bundle import MANIFEST, TORCHSCRIPT, WEIGHTS, Bundle, BundleError
+from model_server.model.fruit_classifier import FruitClassifier
+from model_server.model.torchscript import compile_for, is_torchscript, load_torchscript
+
+WRAPPERS = {"module.": "DataParallel", "_orig_mod.": "torch.compile", "model.": "a module around the model"}
+
+
+def load_model(bundle: Bundle) -> nn.Module:
+    """Build the model of a bundle, load its weights and see it answer.
+
+    Returns:
+        A model in evaluation mode that takes float32 pixels of shape (1, 3, input_size, input_size), values 0..255,
+        fastest with the channels last in memory, and returns logits of shape (1, classes).
+
+    Raises:
+        BundleError: the architecture is unknown, the weights do not fit it, or the model gives no logits.
+    """
+    manifest = bundle.manifest
+    network = _load_torchscript(bundle) if manifest.architecture == TORCHSCRIPT else _load_network(bundle)
+    if isinstance(network, FruitClassifier):
+        network.prepare_for_inference(manifest.mean, manifest.std)
+        model: nn.Module = network
+    else:
+        model = Normalised(network, manifest.mean, manifest.std)
+    # The bytes of a PIL image are in this order already, and convolutions are faster in it.
+    model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    size = manifest.input_size
+    grey = torch.full((1, 3, size, size), 128.0).contiguous(memory_format=torch.channels_last)
+    _prove(model, grey, bundle)
+    # TorchScript is served as it is: freezing it would change the last digits of its logits; its author can freeze it.
+    if isinstance(network, FruitClassifier) or manifest.architecture == TORCHSCRIPT:
+        return model
+    compiled = compile_for(grey, model)
+    _prove(compiled, grey, bundle)
+    return compiled
+
+
+def _prove(model: nn.Module, grey: Tensor, bundle: Bundle) -> None:
+    """Let a model answer twice, which is also what TorchScript needs to become fast."""
+    manifest = bundle.manifest
+    size, classes, weights = manifest.input_size, len(manifest.classes), bundle.path / WEIGHTS
+    try:
+        with torch.inference_mode():
+            logits, again = model(grey), model(grey)
+    except Exception as error:  # a network of someone else's raises what it likes
+        raise BundleError(
+            f"{bundle.path}: {manifest.architecture} fails with an image of {size}×{size} pixels, the input_size of "
+            f"{MANIFEST}: {_reason(error)}."
+        ) from error
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        got = f"{logits.dtype} numbers" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise BundleError(f"{weights} answers an image with {got}, but a float tensor of logits is expected.")
+    if logits.shape != (1, classes):
+        wanted = f"(1, {classes}) is expected: a logit for each of the {classes} classes of {MANIFEST}"
+        raise BundleError(f"{weights} answers an image with the shape {tuple(logits.shape)}, but {wanted}.")
+    if not torch.isfinite(logits).all():
+        values = ", ".join(f"{value:.3g}" for value in logits[0].tolist()[:10])
+        raise BundleError(f"{weights} answers a grey image with logits that are not finite: {values}.")
+    if not torch.allclose(logits, again, rtol=1e-3, atol=1e-4):
+        raise BundleError(
+            f"{weights} answers the same image differently each time; call model.eval() before it is exported."
+        )
+
+
+def _reason(error: Exception) -> str:
+    """Return the line of an error that says what is wrong; TorchScript's is the last one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if "TorchScript" in lines[0] else 0].rstrip(".")[:300]
+
+
+def _load_torchscript(bundle: Bundle) -> nn.Module:
+    path = bundle.path / WEIGHTS
+    if not is_torchscript(bundle.weights):
+        raise BundleError(
+            f"{path} is not a TorchScript file (as torch.jit.save writes it), though its SHA-256 is the expected one."
+        )
+    try:
+        return load_torchscript(bundle.weights)
+    except (RuntimeError, ValueError) as error:
+        raise BundleError(f"{path} cannot be loaded by torch {torch.__version__}: {_reason(error)}.") from error
+
+
+def _load_network(bundle: Bundle) -> nn.Module:
+    manifest = bundle.manifest
+    state = _load_state(bundle)
+    try:
+        network = build_network(manifest.architecture, len(manifest.classes), manifest.input_size, state)
+    except ArchitectureError as error:
+        raise BundleError(f"{bundle.path / MANIFEST}: {error}") from error
+    _require_fit(bundle, state, network.state_dict())
+    network.load_state_dict(state)
+    return network
+
+
+def _load_state(bundle: Bundle) -> Dict[str, Tensor]:
+    path = bundle.path / WEIGHTS
+    if is_torchscript(bundle.weights):
+        raise BundleError(
+            f"{path} is a TorchScript file, but {bundle.manifest.architecture} takes a state dict; "
+            f"to serve the file, let {MANIFEST} say architecture: {TORCHSCRIPT}."
+        )
+    try:
+        loaded: Any = torch.load(io.BytesIO(bundle.weights), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise BundleError(
+            f"{path} is not a PyTorch state dict (as torch.save(model.state_dict(), …) writes it), "
+            "though its SHA-256 is the expected one."
+        ) from error
+    if not _is_state(loaded):
+        entries = loaded.items() if isinstance(loaded, dict) else ()
+        inner = [name for name, value in entries if value and _is_state(value)]
+        hint = f"; its entry {inner[0]!r} is one, save that alone" if inner else ""
+        kind = type(loaded).__name__
+        raise BundleError(f"{path} holds a {kind}, but a state dict (names to tensors) is expected{hint}.")
+    state: Dict[str, Tensor] = loaded
+    return state
+
+
+def _is_state(loaded: Any) -> bool:
+    return isinstance(loaded, dict) and all(isinstance(value, Tensor) for value in loaded.values())
+
+
+def _require_fit(bundle: Bundle, state: Dict[str, Tensor], expected: Dict[str, Tensor]) -> None:
+    path, architecture = bundle.path / WEIGHTS, bundle.manifest.architecture
+    for prefix, wrapper in WRAPPERS.items():
+        if state.keys() == {prefix + name for name in expected}:
+            raise BundleError(f"{path} has keys that begin with {prefix!r}, of {wrapper}: save them without it.")
+    lacking = [name for name in expected if name not in state]
+    foreign = [name for name in state if name not in expected]
+    parts = [f"lacks {_some(lacking)}"] * bool(lacking) + [f"has {_some(foreign)} too many"] * bool(foreign)
+    if parts:
+        raise BundleError(f"{path} does not fit {architecture}: it {' and '.join(parts)}.")
+    for name, tensor in expected.items():
+        got, want = tuple(state[name].shape), tuple(tensor.shape)
+        if got != want:
+            raise BundleError(f"{path}: {name} has the shape {got}, but {MANIFEST} expects {want}.")
+
+
+def _some(names: Iterable[str]) -> str:
+    known: List[str] = [str(name) for name in names]
+    more = f" and {len(known) - 3} more" if len(known) > 3 else ""
+    return ", ".join(known[:3]) + more

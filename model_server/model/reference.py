@@ -1,0 +1,124 @@
+"""What a model's images are like when all is well: the reference that requests are compared with to see drift.
+
+`model-server reference --bundle DIR IMAGES…` makes it and writes it into the bundle, as `reference.json`:
+
+    {"images": 240,
+     "edges": {"brightness": [0.31, 0.38, …], "contrast": […], "saturation": […], "sharpness": […], "confidence": […]},
+     "ratios": {"brightness": {"00": 0.1, "01": 0.0958, …}, …, "predicted_class": {"apple": 0.35, …}}}
+
+`images` is how many there were. The bins of a number are those between its `edges`: "00" ends below the first, "01"
+begins with it, and so on. `ratios` are the shares of the images that were in each bin, or classified as each class.
+
+The edges are the deciles, made robust: each is rounded down to a hundredth (sharpness: a thousandth), so that none
+tells apart what only chance does, and deciles that coincide become one. The values that they stand for get a bin of
+their own, with an edge above them too, so that drift shows to both sides. An edge at 0 or 1 would divide nothing.
+"""
+
+import os
+import tempfile
+from bisect import bisect_right
+from math import floor
+from pathlib import Path
+from statistics import quantiles
+from typing import Dict, Mapping, Sequence, Tuple, Union
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationInfo, field_validator
+
+STEPS = {"brightness": 100, "contrast": 100, "saturation": 100, "sharpness": 1000, "confidence": 100}
+NUMBERS = tuple(STEPS)
+PREDICTED_CLASS = "predicted_class"
+FEATURES = (*NUMBERS, PREDICTED_CLASS)
+Observation = Tuple[float, float, float, float, float, str]  # the values of one image, in the order of FEATURES
+BINS = tuple(f"{number:02}" for number in range(10))
+TOLERANCE = 1e-6
+
+
+class Reference(BaseModel):
+    """The distribution of each feature over the reference set; the module's docstring has the fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: int = Field(ge=1)
+    edges: Dict[str, Tuple[FiniteFloat, ...]]
+    ratios: Dict[str, Dict[str, FiniteFloat]]
+
+    def bin(self, feature: str, value: Union[float, str]) -> str:
+        """Name the bin of a feature's value; that of a predicted class is the class itself."""
+        return value if isinstance(value, str) else BINS[bisect_right(self.edges[feature], value)]
+
+    @field_validator("edges")
+    @classmethod
+    def _ascending(cls, edges: Dict[str, Tuple[float, ...]]) -> Dict[str, Tuple[float, ...]]:
+        _require_names(edges, NUMBERS)
+        for feature, values in edges.items():
+            if len(values) >= len(BINS):
+                raise ValueError(f"{feature} has {len(values)} edges, at most {len(BINS) - 1} are allowed")
+            if any(low >= high for low, high in zip(values, values[1:])):
+                raise ValueError(f"the edges of {feature} must ascend")
+        return edges
+
+    @field_validator("ratios")
+    @classmethod
+    def _whole(cls, ratios: Dict[str, Dict[str, float]], info: ValidationInfo) -> Dict[str, Dict[str, float]]:
+        _require_names(ratios, FEATURES)
+        for feature, shares in ratios.items():
+            if any(not 0 <= share <= 1 for share in shares.values()):
+                raise ValueError(f"the shares of {feature} must be between 0 and 1")
+            if abs(sum(shares.values()) - 1) > TOLERANCE:
+                raise ValueError(f"the shares of {feature} make {sum(shares.values()):.6g}, they must make 1")
+        for feature, values in info.data.get("edges", {}).items():
+            bins = BINS[: len(values) + 1]
+            if set(ratios[feature]) != set(bins):
+                raise ValueError(f"the bins of {feature} must be {', '.join(bins)}, as its edges divide them")
+        return ratios
+
+
+def _require_names(given: Mapping[str, object], expected: Sequence[str]) -> None:
+    for name in given:
+        if name not in expected:
+            raise ValueError(f"{name!r} is no feature, known are {', '.join(expected)}")
+    for name in expected:
+        if name not in given:
+            raise ValueError(f"{name} is missing")
+
+
+def build(observations: Sequence[Observation], classes: Sequence[str]) -> Reference:
+    """Divide what was observed of a reference set, two images or more, into bins; their order does not matter."""
+    *columns, predicted = zip(*observations)
+    count = len(observations)
+    edges = {feature: _edges(column, STEPS[feature]) for feature, column in zip(NUMBERS, columns)}
+    ratios = {}
+    for feature, column in zip(NUMBERS, columns):
+        bins = [bisect_right(edges[feature], value) for value in column]
+        ratios[feature] = {BINS[number]: bins.count(number) / count for number in range(len(edges[feature]) + 1)}
+    ratios[PREDICTED_CLASS] = {name: predicted.count(name) / count for name in classes}
+    return Reference(images=count, edges=edges, ratios=ratios)
+
+
+def _edges(values: Sequence[float], steps: int) -> Tuple[float, ...]:
+    """Return the robust deciles of the module's docstring; `steps` is how many values there are from 0 to 1."""
+    deciles = [floor(decile * steps) for decile in quantiles(values, n=len(BINS), method="inclusive")]
+    above = {decile + 1 for decile in deciles if deciles.count(decile) > 1}
+    return tuple(edge / steps for edge in sorted({*deciles, *above}) if 0 < edge < steps)
+
+
+def write_reference(path: Path, reference: Reference) -> None:
+    """Write a reference as JSON at `path`, as `write_whole` does."""
+    write_whole(path, (reference.model_dump_json(indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, in place of an older one, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; what was there is still there.
+    """
+    handle, staging = tempfile.mkstemp(prefix=f".{path.name}.", dir=str(path.parent))
+    try:
+        with open(handle, "wb") as file:
+            file.write(content)
+        os.chmod(staging, 0o644)
+        os.replace(staging, path)
+    except BaseException:
+        os.unlink(staging)
+        raise

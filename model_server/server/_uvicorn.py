@@ -1,0 +1,109 @@
+"""Everything that is used of uvicorn and uvicorn-worker beyond their documented interfaces."""
+
+import socket
+import sys
+from typing import Any, Dict, List, Optional, Tuple
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn_worker import UvicornWorker
+
+from model_server.server._gunicorn import WORKER_BOOT_ERROR
+
+# What is used, with its parameters, and what for. tests/unit/model_server/test_holds.py fails with this sentence when
+# a release has changed it.
+HOLDS: Dict[str, str] = {
+    "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol"
+    "(config, server_state, app_state, _loop)": "connections.Listener creates one for each connection it accepts",
+    "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.on_headers_complete(self)": (
+        "called once for each request, before it is answered: the moment to decide whether its connection stays open"
+    ),
+    "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol:self.cycle": "the request that has just begun",
+    "uvicorn.protocols.http.httptools_impl.RequestResponseCycle:self.default_headers": (
+        "headers of its answer; `Connection: close` among them closes the connection afterwards"
+    ),
+    "uvicorn.server.Server.startup(self, sockets)": "creates the listeners; with no sockets, none",
+    "uvicorn.server.Server:self.servers": "its listeners, which it closes when it shuts down",
+    "uvicorn.server.Server:self.lifespan": "has the state that each connection gets",
+    "uvicorn.server.Server:self.server_state": "has the open connections",
+    "uvicorn.server.Server.on_tick(self, counter)": "called ten times a second by the main loop",
+    "uvicorn.server.Server.shutdown(self, sockets)": "graceful shutdown; connections are drained before it",
+    "uvicorn.server.Server:self.should_exit": "ends the main loop",
+    "uvicorn.config.Config:self.callback_notify": "gunicorn's heartbeat",
+    "uvicorn.config.Config:self.timeout_graceful_shutdown": "seconds that requests in flight get",
+    "uvicorn_worker.UvicornWorker._serve(self)": "creates and runs the server of a worker",
+    "uvicorn_worker.UvicornWorker._install_sigquit_handler(self)": "gunicorn's immediate stop",
+    "uvicorn_worker.UvicornWorker.callback_notify(self)": "gunicorn's heartbeat",
+    "uvicorn_worker.UvicornWorker:self.config": "the configuration of the server",
+}
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """A connection that announces each request when its head has arrived."""
+
+    def on_request(self) -> None:
+        """React to a request that is about to be answered."""
+
+    def close_after_response(self) -> None:
+        """Close the connection once the current request is answered, and say so in the answer."""
+        if self.cycle is not None:
+            self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self.on_request()
+
+
+class BaseServer(uvicorn.Server):
+    """A server with listeners of its own, and a step of its own in each turn of the main loop."""
+
+    def listen(self, sock: socket.socket) -> Any:
+        """Begin to accept connections; return an object with the methods `close` and `wait_closed`."""
+        raise NotImplementedError
+
+    async def tick(self) -> None:
+        """Do what is due; called ten times a second, less often under load."""
+        raise NotImplementedError
+
+    async def drain(self) -> None:
+        """Let the clients end their connections, before those that are left are closed."""
+        raise NotImplementedError
+
+    async def send_heartbeat(self) -> None:
+        """Tell gunicorn's master that this worker does not hang."""
+        if self.config.callback_notify is not None:
+            await self.config.callback_notify()
+
+    def has_connections(self) -> bool:
+        return bool(self.server_state.connections)
+
+    def protocol_arguments(self) -> Tuple[Any, ...]:
+        """Return what an `HttpProtocol` takes."""
+        return self.config, self.server_state, self.lifespan.state
+
+    async def startup(self, sockets: Optional[List[socket.socket]] = None) -> None:
+        await super().startup(sockets=[])
+        self.servers: List[Any] = [self.listen(sock) for sock in sockets or []]
+
+    async def on_tick(self, counter: int) -> bool:
+        await self.tick()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: Optional[List[socket.socket]] = None) -> None:
+        await self.drain()
+        await super().shutdown(sockets)
+
+
+class BaseWorker(UvicornWorker):
+    """A gunicorn worker that runs a server of its own."""
+
+    def create_server(self, config: uvicorn.Config) -> uvicorn.Server:
+        raise NotImplementedError
+
+    async def _serve(self) -> None:
+        self.config.app = self.wsgi
+        server = self.create_server(self.config)
+        self._install_sigquit_handler()
+        await server.serve(sockets=self.sockets)
+        if not server.started:
+            sys.exit(WORKER_BOOT_ERROR)

@@ -1,0 +1,209 @@
+"""How a worker takes connections, and how it gives them up.
+
+uvicorn accepts every waiting connection at once: when many clients connect at the same moment, a single worker gets
+nearly all of them and keeps them, and a worker that starts later gets none. It also closes idle connections when it
+shuts down, while a request may be on its way.
+"""
+
+import asyncio
+import logging
+import mmap
+import select
+import socket
+import sys
+import time
+from typing import Any, Callable, Optional, Set
+
+from model_server.server._uvicorn import HttpProtocol
+
+PATIENCE = 0.02  # seconds for which a connection is left to workers that have fewer
+IMPATIENCE = 1.0  # after that, accept everything for this many seconds
+PAUSE = 0.002  # seconds between two looks at a connection that is left to others
+BALANCE = 1.0  # seconds between two times that surplus connections are closed; by then their clients are back
+EXHAUSTED = 1.0  # seconds until the next attempt when there are no file descriptors left
+ABSENT = -1
+BACKLOG = 24  # offset of tcpi_unacked in the kernel's struct tcp_info: the backlog of a listening socket
+
+log = logging.getLogger("gunicorn.error")
+
+
+class ConnectionCounts:
+    """How many connections each worker has, in memory that a master shares with its workers."""
+
+    def __init__(self, slots: int) -> None:
+        """Make room for workers in the slots 0 to `slots` - 1; others are not counted."""
+        self._counts = memoryview(mmap.mmap(-1, 4 * slots)).cast("i")
+        for slot in range(slots):
+            self._counts[slot] = ABSENT
+
+    def set(self, slot: int, connections: int) -> None:
+        if slot < len(self._counts):
+            self._counts[slot] = connections
+
+    def remove(self, slot: int) -> None:
+        """Let nothing more be left to the worker of this slot."""
+        self.set(slot, ABSENT)
+
+    def fair(self, waiting: int = 0) -> int:
+        """Return how many connections each worker would have if all, and `waiting` more, were shared out evenly."""
+        counts = [count for count in self._counts if count != ABSENT]
+        return -(-(sum(counts) + waiting) // max(1, len(counts)))
+
+
+class Connection(HttpProtocol):
+    """A connection that is counted by its listener, and closed after an answer when the listener wants that."""
+
+    def __init__(self, listener: "Listener", *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._listener: Optional[Listener] = listener  # None once it does not count any more
+
+    def on_request(self) -> None:
+        if self._listener is not None and self._listener.take_surplus():
+            self._leave()
+        if self._listener is None:
+            self.close_after_response()
+
+    def connection_lost(self, exc: Optional[Exception]) -> None:
+        super().connection_lost(exc)
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._listener is not None:
+            self._listener.count(-1)
+            self._listener = None
+
+
+class Listener:
+    """Accepts the connections of a socket that several workers listen on, as many as the others do.
+
+    A worker that has its share leaves further ones to the others. After `PATIENCE` it takes them all the same: the
+    others may be busy, or hang. One that got more than its share, because another worker started later or was slow,
+    lets the surplus go: clients whose answer says `Connection: close` connect anew.
+
+    Attributes:
+        draining: whether all connections are to go that way.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        connect: Callable[["Listener"], asyncio.Protocol],
+        counts: ConnectionCounts,
+        slot: int,
+    ) -> None:
+        """Begin to accept; to be called in the event loop.
+
+        Args:
+            sock: listens, and does not block.
+            connect: makes the protocol of a connection, which is to call `count(-1)` in the end.
+            counts: of all workers.
+            slot: this worker's.
+        """
+        self._sock, self._connect, self._counts, self._slot = sock, connect, counts, slot
+        self._loop = asyncio.get_running_loop()
+        self._waiting = select.poll()
+        self._waiting.register(sock.fileno(), select.POLLIN)
+        self.draining = False
+        self._closed = False
+        self._connections = 0
+        self._surplus = 0
+        self._balanced = time.monotonic()
+        self._left_since: Optional[float] = None
+        self._impatient_until = 0.0
+        self._arriving: Set[asyncio.Task[Any]] = set()
+        self._resumed: Optional[asyncio.TimerHandle] = None
+        self.count(0)
+        self._loop.add_reader(sock.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Accept no more."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._sock.fileno())
+        if self._resumed is not None:
+            self._resumed.cancel()
+        self._counts.remove(self._slot)
+
+    async def wait_closed(self) -> None:
+        """Return at once: a closed listener has nothing left to do."""
+
+    def count(self, change: int) -> None:
+        """Have so many more connections."""
+        self._connections += change
+        if not self._closed:
+            self._counts.set(self._slot, self._connections)
+
+    def take_surplus(self) -> bool:
+        """Return whether the connection that asks is to be let go, because it is more than this worker's share."""
+        if self.draining:
+            return True
+        now = time.monotonic()
+        if now > self._balanced + BALANCE:
+            self._balanced = now
+            self._surplus = (
+                0 if self._closed or now < self._impatient_until else self._connections - self._counts.fair()
+            )
+        self._surplus -= 1
+        return self._surplus >= 0
+
+    def _accept(self) -> None:
+        while self._waiting.poll(0):
+            if self._should_defer():
+                self._pause(PAUSE)
+                return
+            self._left_since = None
+            try:
+                connection, _ = self._sock.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                continue
+            except OSError as error:
+                log.error("No connection can be accepted: %s.", error.strerror)
+                self._pause(EXHAUSTED)
+                return
+            self._adopt(connection)
+        self._left_since = None
+
+    def _should_defer(self) -> bool:
+        if self._connections < self._counts.fair(self._backlog()):
+            return False
+        now = time.monotonic()
+        if now < self._impatient_until:
+            return False
+        if self._left_since is None:
+            self._left_since = now
+        if now > self._left_since + PATIENCE:
+            self._impatient_until = now + IMPATIENCE
+            return False
+        return True
+
+    def _backlog(self) -> int:
+        try:
+            information = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BACKLOG + 4)
+        except OSError:  # a Unix socket
+            return 1
+        return max(1, int.from_bytes(information[BACKLOG:], sys.byteorder))
+
+    def _pause(self, seconds: float) -> None:
+        self._loop.remove_reader(self._sock.fileno())
+        self._resumed = self._loop.call_later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        self._resumed = None
+        self._loop.add_reader(self._sock.fileno(), self._accept)
+
+    def _adopt(self, connection: socket.socket) -> None:
+        self.count(1)
+        connection.setblocking(False)
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        task = self._loop.create_task(self._serve(connection))
+        self._arriving.add(task)  # the loop itself holds its tasks weakly
+        task.add_done_callback(self._arriving.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: self._connect(self), connection)
+        except OSError:  # the client is gone already
+            connection.close()
+            self.count(-1)

@@ -1,0 +1,226 @@
+import io
+import zipfile
+from pathlib import Path
+from typing import Any, Callable, Dict, Tuple
+
+import pytest
+
+from model_server.model.bundle import Bundle, BundleError, Manifest, read_bundle, write_bundle
+
+torch = pytest.importorskip("torch")
+
+from torch import Tensor, nn  # noqa: E402
+
+from tests.unit.model_server.bundle_fields import FIELDS  # noqa: E402
+from tests.unit.model_server.model.torchvision_reference.make import published_weights  # noqa: E402
+
+# PyTorch would have everyone leave TorchScript; files of it are out there.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+]
+
+
+def make_bundle(path: Path, weights: bytes, **changes: Any) -> Bundle:
+    write_bundle(path, weights, {**FIELDS, **changes})
+    return read_bundle(path)
+
+
+def saved(state: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def load(bundle: Bundle) -> Any:
+    from model_server.model.loading import load_model
+
+    return load_model(bundle)
+
+
+def without(name: str) -> Dict[str, Any]:
+    state = published_weights()
+    del state[name]
+    return state
+
+
+def renamed(prefix: str) -> Dict[str, Any]:
+    return {prefix + name: tensor for name, tensor in published_weights().items()}
+
+
+def with_nan() -> Dict[str, Any]:
+    return {**published_weights(), "fc3.bias": torch.tensor([0.0, float("nan"), 0.0])}
+
+
+@pytest.mark.parametrize(
+    ("state", "changes", "message"),
+    [
+        (published_weights, {"classes": ["a", "b"]}, r"fc3.weight has the shape \(3, 84\), but .* expects \(2, 84\)"),
+        (published_weights, {"input_size": 64}, r"fc1.weight has the shape \(120, 18496\), but .* \(120, 2704\)"),
+        (lambda: without("fc2.bias"), {}, "does not fit fruit_classifier: it lacks fc2.bias"),
+        (dict, {}, "does not fit fruit_classifier: it lacks conv1.weight, conv1.bias, conv2.weight and 7 more"),
+        (
+            lambda: {**without("fc2.bias"), "head.bias": torch.zeros(3)},
+            {},
+            "it lacks fc2.bias and has head.bias too many",
+        ),
+        (lambda: renamed("module."), {}, "keys that begin with 'module.', of DataParallel: save them without it"),
+        (lambda: [1, 2], {}, "holds a list, but a state dict"),
+        (lambda: {"conv1.weight": 1}, {}, "holds a dict, but a state dict"),
+        (lambda: {"epoch": 3, "model": published_weights()}, {}, "its entry 'model' is one, save that alone"),
+        (with_nan, {}, "answers a grey image with logits that are not finite: .*nan"),
+    ],
+)
+def test_a_state_dict_that_does_not_fit_is_explained(tmp_path: Path, state: Any, changes: Any, message: str) -> None:
+    bundle = make_bundle(tmp_path / "bundle", saved(state()), **changes)
+    with pytest.raises(BundleError, match=message) as caught:
+        load(bundle)
+    assert str(caught.value).startswith(str(tmp_path))
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("architecture", ["fruit_classifier", "torchscript"])
+@pytest.mark.parametrize("weights", [b"", b"garbage", b"PK\x03\x04" + bytes(50), b"\x80\x02}q\x00."])
+def test_weights_that_are_none_are_refused(weights: bytes, architecture: str) -> None:
+    manifest = Manifest(**{**FIELDS, "weights_sha256": "0" * 64, "architecture": architecture})
+    with pytest.raises(BundleError, match=r"weights\.pt "):
+        load(Bundle(Path("b"), manifest, weights))
+
+
+class Malicious:
+    def __reduce__(self) -> Any:
+        return exec, ("raise SystemExit('executed')",)
+
+
+def test_code_in_weights_is_not_executed(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a PyTorch state dict"):
+        load(make_bundle(tmp_path / "bundle", saved({"conv1.weight": Malicious()})))
+
+
+def test_a_whole_model_is_not_unpickled(tmp_path: Path) -> None:
+    with pytest.raises(
+        BundleError, match=r"not a PyTorch state dict \(as torch.save\(model.state_dict\(\), …\) writes"
+    ):
+        load(make_bundle(tmp_path / "bundle", saved(network())))
+
+
+def network(*tail: nn.Module, classes: int = 3) -> nn.Module:
+    """Return a small network for images of 32×32 pixels, with parts that answer differently in training."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.AvgPool2d(8), nn.Flatten()]
+    built = nn.Sequential(*layers, nn.Linear(64, classes), *tail)
+    built[1].running_mean.normal_(), built[1].running_var.uniform_(0.5, 2)
+    return built
+
+
+def exported(model: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    torch.jit.save(model, buffer)
+    return buffer.getvalue()
+
+
+def scripted(model: nn.Module) -> bytes:
+    return exported(torch.jit.script(model))
+
+
+def traced(model: nn.Module) -> bytes:
+    return exported(torch.jit.trace(model, torch.randn(1, 3, 32, 32), check_trace=False))
+
+
+def frozen(model: nn.Module) -> bytes:
+    return exported(torch.jit.freeze(torch.jit.script(model.eval())))
+
+
+def of_the_future(weights: bytes) -> bytes:
+    """Let TorchScript call an operator that this PyTorch does not have."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(weights)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b"torch.flatten(", b"torch.brew("))
+    return buffer.getvalue()
+
+
+SCRIPT: Dict[str, Any] = {"architecture": "torchscript", "input_size": 32}
+
+
+@pytest.mark.parametrize(
+    "export",
+    [scripted, lambda model: traced(model.eval()), frozen],
+    ids=["script", "trace", "freeze"],
+)
+def test_torchscript_answers_as_the_model_that_it_was_made_of(
+    tmp_path: Path, export: Callable[[nn.Module], bytes]
+) -> None:
+    """Scripted while it was in training mode, it is put into the mode for answers."""
+    model = load(make_bundle(tmp_path / "bundle", export(network()), **SCRIPT))
+    pixels = torch.randint(0, 256, (1, 3, 32, 32)).float()
+    mean, std = (torch.tensor(FIELDS[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        expected = network().eval()((pixels / 255 - mean) / std)
+        torch.testing.assert_close(model(pixels), expected, rtol=1e-5, atol=1e-5)
+
+
+class Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        return x, x
+
+
+class Named(nn.Module):
+    def forward(self, x: Tensor) -> Dict[str, Tensor]:
+        return {"logits": x}
+
+
+class Numbered(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.argmax(1)
+
+
+class Infinite(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "changes", "message"),
+    [
+        (
+            lambda: scripted(network(classes=10)),
+            {},
+            r"answers an image with the shape \(1, 10\), but \(1, 3\) is expected: "
+            "a logit for each of the 3 classes of model.yaml",
+        ),
+        (lambda: scripted(network(nn.Flatten(0))), {}, r"the shape \(3,\), but \(1, 3\) is expected"),
+        (lambda: scripted(network(Twice())), {}, "answers an image with a tuple, but a float tensor of logits"),
+        (lambda: scripted(network(Named())), {}, "answers an image with a dict, but a float tensor"),
+        (lambda: scripted(network(Numbered())), {}, r"answers an image with torch.int64 numbers, but a float tensor"),
+        (lambda: scripted(network(Infinite())), {}, "logits that are not finite: .*inf"),
+        (
+            lambda: scripted(network()),
+            {"input_size": 64},
+            "torchscript fails with an image of 64×64 pixels, the input_size of model.yaml: .* cannot be multiplied",
+        ),
+        (lambda: traced(network().train()), {}, r"the same image differently each time; call model.eval\(\) before"),
+        (lambda: saved(published_weights()), {}, "is not a TorchScript file"),
+        (
+            lambda: scripted(network()),
+            {"architecture": "fruit_classifier"},
+            "let model.yaml say architecture: torchscript",
+        ),
+        (lambda: scripted(network())[:-500], {}, "is not a TorchScript file"),
+        (
+            lambda: of_the_future(scripted(network())),
+            {},
+            "cannot be loaded by torch .*: Unknown builtin op: aten::brew",
+        ),
+    ],
+)
+def test_torchscript_that_does_not_answer_is_explained(
+    tmp_path: Path, weights: Any, changes: Any, message: str
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle", weights(), **{**SCRIPT, **changes})
+    with pytest.raises(BundleError, match=message) as caught:
+        load(bundle)
+    assert str(caught.value).startswith(str(tmp_path))
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,154 @@
+import contextlib
+import gc
+import random
+from typing import Any, Callable, Dict
+
+import pytest
+from PIL import Image, ImageChops
+
+from model_server.model.preprocessing import (
+    ImageTooLargeError,
+    UndecodableImageError,
+    decode,
+    load,
+    open_image,
+    resize_and_crop,
+    rgbx,
+)
+
+Encode = Callable[..., bytes]
+LIMIT = 1_000_000
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_formats(encode: Encode, kind: str) -> None:
+    image = decode(encode((120, 80), kind=kind), LIMIT)
+    assert (image.mode, image.size) == ("RGB", (120, 80))
+
+
+MODES = "CMYK JPEG, L JPEG, YCbCr JPEG, P PNG, LA PNG, RGBA PNG, 1 PNG, I;16 PNG, I;16 TIFF, F TIFF, P GIF"
+
+
+@pytest.mark.parametrize("mode_and_kind", MODES.split(", "))
+def test_modes_become_rgb(encode: Encode, mode_and_kind: str) -> None:
+    mode, kind = mode_and_kind.split()
+    image = decode(encode((120, 80), mode=mode, kind=kind), LIMIT)
+    assert (image.mode, image.size) == ("RGB", (120, 80))
+    assert len({image.getpixel((60, row)) for row in (5, 75)}) == 2, "the tones are still there"
+
+
+def test_16_bit_grey_keeps_its_tones(encode: Encode) -> None:
+    middle = decode(encode((100, 100), mode="I;16", kind="PNG"), LIMIT).getpixel((50, 50))
+    assert isinstance(middle, tuple)
+    assert all(abs(part - 128) < 4 for part in middle)
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"quality": 5}, {"subsampling": 2}])
+def test_kinds_of_jpeg(encode: Encode, options: Dict[str, Any]) -> None:
+    assert decode(encode((120, 80), **options), LIMIT).size == (120, 80)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"x", b"no image", b"\xff\xd8\xff", b"GIF89a", b"\x89PNG\r\n\x1a\n" + bytes(100), b"BM" + bytes(60)]
+)
+def test_garbage_is_refused(data: bytes) -> None:
+    with pytest.raises(UndecodableImageError):
+        decode(data, LIMIT)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_truncated_files_are_refused(encode: Encode, kind: str) -> None:
+    whole = encode((400, 300), kind=kind)
+    with pytest.raises(UndecodableImageError):
+        decode(whole[: len(whole) // 2], LIMIT)
+
+
+def test_damaged_files_are_decoded_or_refused(encode: Encode) -> None:
+    rng = random.Random(0)
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
+        whole = encode((60, 40), kind=kind)
+        for _ in range(40):
+            damaged = bytearray(whole)
+            for _ in range(rng.randrange(1, 8)):
+                damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+            with contextlib.suppress(UndecodableImageError, ImageTooLargeError):
+                assert decode(bytes(damaged), LIMIT).mode == "RGB"
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = encode((3000, 3000), mode="L", kind="PNG")
+    assert len(bomb) < 100_000
+
+    def explode(*_: object) -> None:
+        raise AssertionError("pixels were decoded")
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", explode)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.convert", explode)
+    with pytest.raises(ImageTooLargeError, match=r"^3000×3000 pixels, at most 1000000 are accepted$"):
+        decode(bomb, LIMIT)
+
+
+def test_the_limit_itself_is_accepted(encode: Encode) -> None:
+    assert decode(encode((100, 100)), 100 * 100).size == (100, 100)
+
+
+def reference(image: Image.Image, size: int) -> Image.Image:
+    """Resize, then crop: the two steps of torchvision's Resize and CenterCrop on a PIL image."""
+    width, height = image.size
+    scaled = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
+    resized = image.resize(scaled, Image.Resampling.BILINEAR)
+    left, top = round((scaled[0] - size) / 2.0), round((scaled[1] - size) / 2.0)
+    return resized.crop((left, top, left + size, top + size))
+
+
+SIZES = "640×480 480×640 150×150 151×150 150×301 100×100 75×149 1023×767 1500×90 31×997"
+
+
+@pytest.mark.parametrize("shape", SIZES.split())
+def test_one_pass_gives_the_pixels_of_two(shape: str) -> None:
+    width, height = (int(side) for side in shape.split("×"))
+    count = 3 * width * height
+    noise = Image.frombytes("RGB", (width, height), random.Random(shape).getrandbits(8 * count).to_bytes(count, "big"))
+    got, expected = resize_and_crop(noise, 150), reference(noise, 150)
+    assert got.size == (150, 150)
+    assert max(high for _, high in ImageChops.difference(got, expected).getextrema()) <= 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3)])
+def test_extreme_shapes(size: Any) -> None:
+    assert resize_and_crop(Image.new("RGB", size, (1, 2, 3)), 150).getpixel((75, 75)) == (1, 2, 3)
+
+
+SCALED = [((640, 480), (320, 240)), ((449, 600), (449, 600)), ((450, 600), (225, 300)), ((4000, 900), (1000, 225))]
+
+
+@pytest.mark.parametrize(("size", "decoded"), [*SCALED, ((1804, 1803), (226, 226)), ((100, 90), (100, 90))])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_fast_decoding_leaves_one_and_a_half_times_the_size(encode: Encode, mode: str, size: Any, decoded: Any) -> None:
+    image = load(open_image(encode(size, mode=mode), 10_000_000), fast_for=150)
+    assert (image.mode, image.size) == ("RGB", decoded)
+
+
+def test_what_is_no_jpeg_is_decoded_in_full(encode: Encode) -> None:
+    for kind in ("PNG", "WEBP", "GIF", "BMP", "TIFF"):
+        assert load(open_image(encode((900, 700), kind=kind), LIMIT), fast_for=150).size == (900, 700)
+
+
+def test_truncated_files_are_refused_by_fast_decoding(encode: Encode) -> None:
+    whole = encode((800, 600), progressive=True)
+    with pytest.raises(UndecodableImageError):
+        load(open_image(whole[: len(whole) // 2], LIMIT), fast_for=150)
+
+
+@pytest.mark.parametrize("size", [(7, 5), (640, 480), (2100, 2100)])
+def test_pixels_of_four_bytes(size: Any) -> None:
+    noise = Image.effect_noise(size, 80)
+    image = Image.merge("RGB", (noise, noise.rotate(180), Image.linear_gradient("L").resize(size)))
+    expected = image.tobytes()
+
+    pixels = rgbx(image)
+    del image
+    gc.collect()
+
+    got = bytes(pixels)
+    assert (got[0::4], got[1::4], got[2::4]) == (expected[0::3], expected[1::3], expected[2::3])

@@ -1,0 +1,50 @@
+"""An app around a model that needs no torch, for gunicorn in the tests."""
+
+import gc
+import os
+import time
+from typing import Any, List, Sequence, Tuple
+
+from fastapi import FastAPI
+from PIL import Image
+
+from model_server.app import create_app
+from model_server.model.bundle import Manifest
+from model_server.settings import read_settings
+
+
+class Lemon:
+    manifest = Manifest(
+        name="lemon",
+        version="1.0",
+        architecture="none",
+        classes=("apple", "grapes", "lemon"),
+        input_size=16,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        weights_sha256="0" * 64,
+    )
+    reference = None
+    ready = True
+
+    def preprocess(self, image: Image.Image) -> Any:
+        return image
+
+    batch_size = 1
+
+    def classify_batch(self, images: Sequence[Any]) -> List[Tuple[str, float]]:
+        if "LEMON_FAILS" in os.environ:
+            raise RuntimeError("a lemon")
+        time.sleep(float(os.environ.get("LEMON_SLEEPS", "0")))
+        return [("lemon", 0.9)]
+
+
+def app() -> FastAPI:
+    made = create_app(read_settings(), Lemon())
+
+    @made.get("/frozen")
+    async def frozen() -> int:
+        """Return how many objects Python's collector of garbage does not look at."""
+        return gc.get_freeze_count()
+
+    return made

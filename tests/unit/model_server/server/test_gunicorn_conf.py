@@ -1,0 +1,104 @@
+"""Runs gunicorn itself: what happens to workers and their metrics is not to be had otherwise."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Callable, Dict
+
+import pytest
+
+from tests.unit.model_server.server.gunicorn_process import GUNICORN, Server, environment, wait_for
+
+Encode = Callable[..., bytes]
+
+
+def test_counters_outlive_the_workers_that_counted(server: Server, encode: Encode) -> None:
+    image = encode((40, 30))
+    answered, last = 0, 0.0
+    for round_ in range(20):
+        before = server.workers()
+        for _ in range(3):
+            answered += server.predict(image) is not None
+        os.kill(before[round_ % 2], signal.SIGKILL)
+        for _ in range(3):  # while a worker is missing
+            answered += server.predict(image) is not None
+            counted = server.lemons()
+            assert last <= counted <= answered + round_ + 1, "counters never fall, and grow by what was sent"
+            last = counted
+        server.wait_for_replacement(before)
+    # A request whose worker was killed between counting and answering is counted, though not answered.
+    assert answered <= server.lemons() <= answered + 20
+    slots = {name.rsplit("_", 1)[1] for name in server.files()}
+    assert slots <= {"0.db", "1.db", "master.db"}, "files do not grow with the number of workers"
+    server.wait_until_idle()
+
+
+def test_a_reload_replaces_the_workers_and_keeps_the_counters(server: Server, encode: Encode) -> None:
+    image, before = encode((40, 30)), server.workers()
+    for _ in range(10):
+        assert server.predict(image)
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: len(server.workers()) == 2 and not set(server.workers()) & set(before))
+    for _ in range(10):
+        assert server.predict(image)
+    assert server.lemons() == 20
+    # Old and new workers live side by side for a while, in four slots.
+    assert {name.rsplit("_", 1)[1] for name in server.files()} <= {"0.db", "1.db", "2.db", "3.db", "master.db"}
+
+
+def test_more_workers_by_signal(server: Server, encode: Encode) -> None:
+    server.process.send_signal(signal.SIGTTIN)
+    wait_for(lambda: len(server.workers()) == 3)
+    server.process.send_signal(signal.SIGTTOU)
+    wait_for(lambda: len(server.workers()) == 2)
+    assert server.predict(encode((40, 30)))
+    assert server.lemons() == 1
+
+
+def test_workers_do_not_look_for_garbage_in_what_they_share(server: Server) -> None:
+    answer = server.get("/frozen")
+    assert answer
+    assert answer.json() > 10_000
+
+
+def test_requests_leave_no_log(server: Server, encode: Encode) -> None:
+    assert server.predict(encode((40, 30)))
+    assert server.get("/nowhere")
+    log = server.log.read_text()
+    assert "Listening at" in log
+    assert "/predict" not in log
+    assert "/nowhere" not in log
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"workers": "none"}, "model server: MODEL_SERVER_WORKERS is 'none': input should be a valid integer"),
+        ({"worker": "1"}, "model server: MODEL_SERVER_WORKER is not a setting of the model server; did you mean"),
+    ],
+)
+def test_a_bad_setting_ends_the_start_with_a_sentence(tmp_path: Path, settings: Dict[str, str], sentence: str) -> None:
+    assert_refused(environment(tmp_path, **settings), sentence)
+
+
+def test_metrics_that_cannot_be_shared_end_the_start_with_a_sentence(tmp_path: Path) -> None:
+    missing = environment(tmp_path / "none")
+    assert_refused(
+        missing, f"model server: PROMETHEUS_MULTIPROC_DIR is '{tmp_path}/none', where no file can be written"
+    )
+    del missing["PROMETHEUS_MULTIPROC_DIR"]
+    assert_refused(missing, "model server: PROMETHEUS_MULTIPROC_DIR is not set;")
+
+
+def test_a_broken_bundle_ends_the_start_with_a_sentence(tmp_path: Path) -> None:
+    sentence = f"model server: {tmp_path}/bundle/model.yaml cannot be read: No such file or directory."
+    assert_refused(environment(tmp_path, bundle=str(tmp_path / "bundle")), sentence)
+
+
+def assert_refused(env: Dict[str, str], sentence: str) -> None:
+    result = subprocess.run(GUNICORN, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode not in {0, None}
+    lines = [line for line in result.stderr.splitlines() if line and "[INFO]" not in line]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith(sentence)
