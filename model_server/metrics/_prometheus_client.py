@@ -4,8 +4,7 @@ from typing import Any, Dict, Type
 
 import prometheus_client.values
 
-# What is used, with its parameters, and what for. tests/unit/model_server/test_holds.py fails with this sentence when
-# a release has changed it.
+# What is used, and what for. tests/unit/model_server/test_holds.py fails with this when a release has changed it.
 HOLDS: Dict[str, str] = {
     "prometheus_client.values.ValueClass": "metrics take the class of their values from here, when they are made",
     "prometheus_client.values.MultiProcessValue(process_identifier)": (

@@ -8,8 +8,7 @@ from typing import Any, Dict, List
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 from gunicorn.systemd import SD_LISTEN_FDS_START, sd_notify  # type: ignore[import-untyped]
 
-# What is used, with its parameters, and what for. tests/unit/model_server/test_holds.py fails with this sentence when
-# a release has changed it.
+# What is used, and what for. tests/unit/model_server/test_holds.py fails with this when a release has changed it.
 HOLDS: Dict[str, str] = {
     "gunicorn.arbiter.Arbiter.WORKERS": "the living workers: a new one gets a slot that none of them has",
     "gunicorn.arbiter.Arbiter.LISTENERS": "the listening sockets, which the successor inherits",

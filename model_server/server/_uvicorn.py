@@ -10,8 +10,7 @@ from uvicorn_worker import UvicornWorker
 
 from model_server.server._gunicorn import WORKER_BOOT_ERROR
 
-# What is used, with its parameters, and what for. tests/unit/model_server/test_holds.py fails with this sentence when
-# a release has changed it.
+# What is used, and what for. tests/unit/model_server/test_holds.py fails with this when a release has changed it.
 HOLDS: Dict[str, str] = {
     "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol"
     "(config, server_state, app_state, _loop)": "connections.Listener creates one for each connection it accepts",
