@@ -1,1 +1,1 @@
-"""What serving costs, measured side by side; README.md has the method, results.json the figures."""
+"""What serving costs, compared with the original lab's app. README.md has the method, results.json the figures."""

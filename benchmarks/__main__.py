@@ -1,7 +1,7 @@
-"""The model server beside the seed's app, on this machine, which should have nothing else to do.
+"""Compare the model server with the original lab's app. The machine should be idle otherwise.
 
-Prints what it measures and a table of figures, writes these to results.json and into README.md, and exits with 1
-where a bar is missed. README.md has the method.
+Prints the measurements and a table of figures, writes the figures to results.json and README.md, and exits with
+status 1 if a bar is missed. README.md has the method.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from typing import Any, Dict, List
 from benchmarks import loop, metrics, users
 from benchmarks.figures import README, RESULTS, is_met, judge, put_into_readme
 from benchmarks.load import Connection, multipart, one_by_one, photo, predict
-from benchmarks.servers import REPOSITORY, TORCHVISION, WORKERS, System, ours, running, seed
+from benchmarks.servers import REPOSITORY, TORCHVISION, WORKERS, System, lab, ours, running
 
 IMAGES = REPOSITORY / "load_test" / "images"
 IMAGE = IMAGES / "apple_640x480.jpg"
-SYSTEMS = {"seed": seed(), "exact": ours("exact"), "fast": ours("fast", decoding="fast")}
+SYSTEMS = {"lab": lab(), "exact": ours("exact"), "fast": ours("fast", decoding="fast")}
 WARM_UP = 3  # seconds
 MEGABYTE = 1e6
 FIRST_USERS = 120
@@ -34,10 +34,10 @@ Measured = Dict[str, List[float]]
 
 
 class Bench:
-    """Takes the figures, in rounds of all systems in turns.
+    """Takes the figures in rounds; within a round all systems take turns.
 
     Attributes:
-        measured: of each round, by what was measured and of which system; in seconds, bytes and requests a second.
+        measured: one value per round, by system and quantity; in seconds, bytes and requests per second.
     """
 
     def __init__(self, rounds: int, seconds: int) -> None:
@@ -90,7 +90,7 @@ class Bench:
         )
         photo_line = f"photo {found['photo'] * 1e3:3.0f} ms  " if "photo" in found else ""
         self.say(
-            f"{name:<5}  {cpu * 1e3:5.2f} ms CPU a request  {found['rate']:4.0f} requests/s  {crowd_line}{photo_line}"
+            f"{name:<5}  {cpu * 1e3:5.2f} ms CPU per request  {found['rate']:4.0f} requests/s  {crowd_line}{photo_line}"
             f"{found['memory'] / MEGABYTE:.0f} MB  start {found['start']:.1f} s"
         )
 
@@ -99,30 +99,30 @@ class Bench:
         if likely_class != self._answers[decoding]:
             raise RuntimeError(f"The loop says {likely_class}, but the server said {self._answers[decoding]}.")
         self.measured[f"{decoding} loop"].append(cpu)
-        self.say(f"loop without HTTP, {decoding}: {cpu * 1e3:.2f} ms CPU an image")
+        self.say(f"loop without HTTP, {decoding}: {cpu * 1e3:.2f} ms CPU per image")
 
     def _further_worker(self) -> None:
-        """Measure what a third and a fourth worker have for themselves, on average."""
+        """Measure the memory that a third and a fourth worker add, on average."""
         with running(SYSTEMS["exact"], self._image, workers=WORKERS + 2) as server:
             predict(server.url, self._image, connections=16, seconds=WARM_UP + self.seconds)
             memory = server.pss_bytes()
         self.measured["further worker"].append((memory - self.measured["exact memory"][-1]) / 2)
-        self.say(f"a further worker: {self.measured['further worker'][-1] / MEGABYTE:.1f} MB")
+        self.say(f"an additional worker: {self.measured['further worker'][-1] / MEGABYTE:.1f} MB")
 
     def _users(self) -> None:
         cpus = sorted(os.sched_getaffinity(0))
         generator, servers = cpus[0], cpus[1:] or cpus
         minutes = (12 + 9 * self.rounds) * (self.seconds + users.ARRIVAL + users.SETTLE + 2) / 60
         self.say(
-            f"Locust users that are served well: the server on processor {servers[0]}, Locust on {generator}; "
+            f"Locust users within the objectives: the server on processor {servers[0]}, Locust on {generator}; "
             f"{self.rounds} rounds, about {minutes:.0f} minutes"
         )
-        found: Dict[str, float] = {"seed": FIRST_USERS / 1.5, "exact": 2 * FIRST_USERS / 1.5}
+        found: Dict[str, float] = {"lab": FIRST_USERS / 1.5, "exact": 2 * FIRST_USERS / 1.5}
         step = 1.5
         with ExitStack() as stack:
             urls = {
                 name: stack.enter_context(running(system, self._image, cpus=servers[:1])).url
-                for name, system in (("seed", seed()), ("exact", ours("exact", fault_injection="true")))
+                for name, system in (("lab", lab()), ("exact", ours("exact", fault_injection="true")))
             }
             for _ in range(self.rounds):
                 searches = {name: users.Search(round(found[name] * step), step) for name in urls}
@@ -131,22 +131,22 @@ class Bench:
                         if search.next:
                             self._try(name, urls[name], search.next, search, generator)
                 for name, search in searches.items():
-                    self.measured[f"{name} users"].append(search.kept)
+                    self.measured[f"{name} users"].append(search.met)
                     found[name] = max(1, median(self.measured[f"{name} users"]))
-                self.say(", ".join(f"{name}: {search.kept} users" for name, search in searches.items()))
-                step = 1.12  # the next ones search around what this one found
+                self.say(", ".join(f"{name}: {search.met} users" for name, search in searches.items()))
+                step = 1.12  # the next rounds search around this result
 
     def _try(self, name: str, url: str, count: int, search: users.Search, cpu: int) -> None:
         service = users.serve(url, count, self.seconds, cpu)
-        search.learn(count, service.kept)
+        search.learn(count, service.meets_objectives)
         self.say(
             f"{name:<5}  {count:4} users  {service.requests / self.seconds:4.0f} requests/s  "
             f"p50 {service.p50} ms, p99 {service.p99} ms, {service.failures} failed: "
-            f"{'kept' if service.kept else 'not kept'}"
+            f"{'met' if service.meets_objectives else 'missed'}"
         )
 
     def _metrics(self) -> None:
-        rounds = 5 * self.rounds  # of few requests each: processes differ more than requests do
+        rounds = 5 * self.rounds  # short ones: processes differ more than requests do
         self.say(f"CPU time of a request with metrics and without: {rounds} rounds, about {rounds * 0.3:.0f} minutes")
         for _ in range(rounds):
             on, off = metrics.compare(self._image, self._bodies)
@@ -173,24 +173,24 @@ class Bench:
         def of(key: str) -> float:
             return median(self.measured[key])
 
-        def to_seed(name: str, key: str) -> float:
-            return of(f"{name} {key}") / of(f"seed {key}")
+        def to_lab(name: str, key: str) -> float:
+            return of(f"{name} {key}") / of(f"lab {key}")
 
         pairs = zip(self.measured["with metrics"], self.measured["without metrics"])
         return {
-            "CPU time of a request, exact, to the seed's": to_seed("exact", "cpu"),
-            "CPU time of a request, fast, to the seed's": to_seed("fast", "cpu"),
+            "CPU time of a request, exact, to the lab's": to_lab("exact", "cpu"),
+            "CPU time of a request, fast, to the lab's": to_lab("fast", "cpu"),
             "CPU time of a request, exact, to a loop without HTTP": of("exact cpu") / of("exact loop"),
             "CPU time of a request, fast, to a loop without HTTP": of("fast cpu") / of("fast loop"),
-            "throughput at 16 connections, exact, to the seed's": to_seed("exact", "rate"),
-            "throughput at 16 connections, fast, to the seed's": to_seed("fast", "rate"),
+            "throughput at 16 connections, exact, to the lab's": to_lab("exact", "rate"),
+            "throughput at 16 connections, fast, to the lab's": to_lab("fast", "rate"),
             "p99 at 64 connections": of("exact p99"),
             "longest to median at 64 connections": of("exact spread"),
-            "12-megapixel photo, fast, p50, to the seed's": to_seed("fast", "photo"),
-            "memory of two workers, to the seed's": to_seed("exact", "memory"),
+            "12-megapixel photo, fast, p50, to the lab's": to_lab("fast", "photo"),
+            "memory of two workers, to the lab's": to_lab("exact", "memory"),
             "memory of a further worker": of("further worker") / MEGABYTE,
-            "cold start, to the seed's": to_seed("exact", "start"),
-            "Locust users, to the seed's": of("exact users") / max(1, of("seed users")),
+            "cold start, to the lab's": to_lab("exact", "start"),
+            "Locust users, to the lab's": of("exact users") / max(1, of("lab users")),
             "CPU time of a request, with metrics to without": median(on / off for on, off in pairs),
             "scrape under load, p99": of("scrape p99 before"),
             "scrape after 100 replaced workers, p99": of("scrape p99 after"),
@@ -199,7 +199,7 @@ class Bench:
 
 
 def report(figures: List[Dict[str, Any]], measured: Measured) -> Dict[str, Any]:
-    """Put figures together with where and when they were taken, and with the medians that they come from."""
+    """Return the figures with machine, versions and date, and with the medians behind them."""
     names = ("torch", "fastapi", "starlette", "uvicorn", "gunicorn", "pillow", "locust")
     versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
     versions["torchvision"] = next(iter(distributions(name="torchvision", path=[str(TORCHVISION)]))).version
@@ -213,7 +213,7 @@ def report(figures: List[Dict[str, Any]], measured: Measured) -> Dict[str, Any]:
 
 
 def processor() -> str:
-    """Return the processor's name, as the kernel has it."""
+    """Return the processor's name as the kernel reports it."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
@@ -221,10 +221,10 @@ def processor() -> str:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="script/bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="each with all systems, in turns (default: 3)")
-    parser.add_argument("--seconds", type=int, default=10, help="of each load (default: 10)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; each measures all systems (default: 3)")
+    parser.add_argument("--seconds", type=int, default=10, help="duration of each load (default: 10)")
     options = parser.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM):  # however it ends, it takes its servers with it
+    for number in (signal.SIGINT, signal.SIGTERM):  # however it ends, its servers end too
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     bench = Bench(options.rounds, options.seconds)
     figures = judge(bench.run())

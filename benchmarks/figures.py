@@ -1,4 +1,4 @@
-"""The figures that are judged, and how a report of them is shown."""
+"""The figures that have a bar, and how they are shown."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ BEGIN, END = "<!-- figures of results.json -->\n", "<!-- end of figures -->\n"
 
 @dataclass(frozen=True)
 class Bar:
-    """What a figure has to meet; `better` is "lower" or "higher"."""
+    """A limit that a figure must meet; `better` is "lower" or "higher"."""
 
     name: str
     bar: float
@@ -24,19 +24,19 @@ class Bar:
 
 
 BARS = (
-    Bar("CPU time of a request, exact, to the seed's", 0.62, "lower", "ratio"),
-    Bar("CPU time of a request, fast, to the seed's", 0.5, "lower", "ratio"),
+    Bar("CPU time of a request, exact, to the lab's", 0.62, "lower", "ratio"),
+    Bar("CPU time of a request, fast, to the lab's", 0.5, "lower", "ratio"),
     Bar("CPU time of a request, exact, to a loop without HTTP", 1.3, "lower", "ratio"),
     Bar("CPU time of a request, fast, to a loop without HTTP", 1.3, "lower", "ratio"),
-    Bar("throughput at 16 connections, exact, to the seed's", 1.6, "higher", "ratio"),
-    Bar("throughput at 16 connections, fast, to the seed's", 1.9, "higher", "ratio"),
+    Bar("throughput at 16 connections, exact, to the lab's", 1.6, "higher", "ratio"),
+    Bar("throughput at 16 connections, fast, to the lab's", 1.9, "higher", "ratio"),
     Bar("p99 at 64 connections", 0.3, "lower", "s"),
     Bar("longest to median at 64 connections", 4, "lower", "ratio"),
-    Bar("12-megapixel photo, fast, p50, to the seed's", 0.35, "lower", "ratio"),
-    Bar("memory of two workers, to the seed's", 0.6, "lower", "ratio"),
+    Bar("12-megapixel photo, fast, p50, to the lab's", 0.35, "lower", "ratio"),
+    Bar("memory of two workers, to the lab's", 0.6, "lower", "ratio"),
     Bar("memory of a further worker", 60, "lower", "MB"),
-    Bar("cold start, to the seed's", 1, "lower", "ratio"),
-    Bar("Locust users, to the seed's", 2, "higher", "ratio"),
+    Bar("cold start, to the lab's", 1, "lower", "ratio"),
+    Bar("Locust users, to the lab's", 2, "higher", "ratio"),
     Bar("CPU time of a request, with metrics to without", 1.03, "lower", "ratio"),
     Bar("scrape under load, p99", 0.01, "lower", "s"),
     Bar("scrape after 100 replaced workers, p99", 0.01, "lower", "s"),
@@ -45,10 +45,10 @@ BARS = (
 
 
 def judge(values: Mapping[str, float]) -> List[Dict[str, Any]]:
-    """Put the measured values, by the names of `BARS`, beside their bars.
+    """Compare measured values with the bars of the same names.
 
     Raises:
-        KeyError: one was not measured.
+        KeyError: a value is missing.
     """
     return [bar.judge(values[bar.name]) for bar in BARS]
 
@@ -59,7 +59,7 @@ def is_met(figure: Mapping[str, Any]) -> bool:
 
 
 def markdown(figures: List[Dict[str, Any]]) -> str:
-    """Show figures as the table of README.md."""
+    """Return the figures as the table of README.md."""
     rows = ["| figure | value | bar | |", "|---|---|---|---|"]
     for figure in figures:
         unit = "" if figure["unit"] == "ratio" else f" {figure['unit']}"
@@ -70,10 +70,10 @@ def markdown(figures: List[Dict[str, Any]]) -> str:
 
 
 def put_into_readme(text: str, figures: List[Dict[str, Any]]) -> str:
-    """Return the text of README.md with this table between its two marks.
+    """Return the text of README.md with a new table between its two markers.
 
     Raises:
-        ValueError: the marks are not there.
+        ValueError: the markers are missing.
     """
     changed, count = re.subn(
         f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: BEGIN + markdown(figures) + END, text, flags=re.DOTALL

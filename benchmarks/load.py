@@ -1,4 +1,4 @@
-"""Load from the loopback: wrk, which takes little of the machine itself, and single requests one after the other."""
+"""Load over the loopback: wrk, which needs little CPU itself, and single requests one after the other."""
 
 import http.client
 import io
@@ -17,7 +17,7 @@ from PIL import Image
 from model_server.commands.drawings import draw_fruit
 
 BOUNDARY = "benchmark"
-# Prints what wrk measured as one line of JSON; times in wrk are in microseconds.
+# Prints wrk's measurements as one line of JSON; wrk's times are in microseconds.
 REPORT = """
 done = function(summary, latency, requests)
   local errors = summary.errors
@@ -31,7 +31,7 @@ end
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a load came to; latencies in seconds."""
+    """The result of a load; latencies in seconds."""
 
     requests: int
     seconds: float
@@ -47,13 +47,13 @@ class Outcome:
 
 
 def multipart(image: bytes) -> bytes:
-    """Return the body of a form that holds the image as a browser would send it."""
+    """Return the body of a form with the image, as a browser sends it."""
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="image.jpg"\r\n'
     return head.encode() + b"Content-Type: image/jpeg\r\n\r\n" + image + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
 def predict(url: str, image: bytes, connections: int, seconds: int) -> Outcome:
-    """Send the image to /predict over some connections, each with one request at a time.
+    """Send the image to /predict over several connections, one request at a time on each.
 
     Raises:
         RuntimeError: wrk could not run, or a request failed.
@@ -77,7 +77,7 @@ def predict(url: str, image: bytes, connections: int, seconds: int) -> Outcome:
 
 
 class Connection:
-    """A kept connection to a server. What is not answered with 200 raises RuntimeError."""
+    """A keep-alive connection to a server. Any status other than 200 raises RuntimeError."""
 
     def __init__(self, url: str) -> None:
         self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
@@ -99,7 +99,7 @@ class Connection:
 
 
 def one_by_one(url: str, image: bytes, count: int) -> List[float]:
-    """Send an image some times, after once for nothing, and return the seconds until each answer."""
+    """Send an image `count` times after one warm-up request, and return the seconds until each answer."""
     connection, body = Connection(url), multipart(image)
     connection.predict(body)
     seconds = []
@@ -111,7 +111,7 @@ def one_by_one(url: str, image: bytes, count: int) -> List[float]:
 
 
 def photo() -> bytes:
-    """Return a JPEG of 4000×3000 pixels, the same each time, as large as a camera's: 3.4 MB."""
+    """Return a JPEG of 4000×3000 pixels and 3.4 MB, like a camera's. It is the same each time."""
     chance, width, height = Random("photo"), 4000, 3000
     drawing = draw_fruit("apple", chance, width // 4, height // 4).resize((width, height), Image.Resampling.BICUBIC)
     grain = Image.frombytes(

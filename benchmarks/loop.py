@@ -1,6 +1,6 @@
-"""The limit: the model server's own decoding, preprocessing and forward pass in a plain loop, without HTTP.
+"""The lower limit: the model server's decoding, preprocessing and forward pass in a plain loop, without HTTP.
 
-`python -m benchmarks.loop DECODING SECONDS IMAGE` prints, as JSON, the CPU seconds of an image and its class.
+`python -m benchmarks.loop DECODING SECONDS IMAGE` prints the CPU seconds per image and the class, as JSON.
 """
 
 import json
@@ -19,10 +19,10 @@ WARM_UP = 15  # batches
 
 
 def measure(decoding: str, image: Path, seconds: float) -> Tuple[float, str]:
-    """Return the CPU seconds of an image and its class, of as many loops at once as the servers have workers.
+    """Return the CPU seconds per image and the class; as many loops run at once as a server has workers.
 
     Raises:
-        subprocess.CalledProcessError: a loop failed; it said why.
+        subprocess.CalledProcessError: a loop failed; its error is on standard error.
     """
     command = [sys.executable, "-m", "benchmarks.loop", decoding, str(seconds), str(image)]
     loops = []

@@ -1,4 +1,4 @@
-"""What the metrics cost: CPU time of a request with and without them, and how long a scrape takes under load."""
+"""What the metrics cost: a request's CPU time with and without them, and how long a scrape takes under load."""
 
 import os
 import signal
@@ -11,16 +11,16 @@ from benchmarks.load import Connection
 from benchmarks.servers import Server, ours, running
 from model_server import app
 
-TURNS = 12  # of all images, in a round
+TURNS = 12  # passes over all images in a round
 WORKERS = 4
 SENDERS = 5
 RATE = 50  # requests per second
 WARM_UP = 5  # seconds of load before the first scrape counts: a new worker's first predictions are slow
-SCRAPE_INTERVAL = 0.1  # seconds; Prometheus' second would take ten times as long for the same figure
+SCRAPE_INTERVAL = 0.1  # seconds; with Prometheus' 1 s the same figure would take ten times as long
 
 
 class NoMetrics:
-    """Takes the place of the model's metrics, and does nothing."""
+    """Replaces the model's metrics and records nothing."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -32,7 +32,7 @@ class NoMetrics:
 
 
 def app_without_metrics() -> Any:
-    """Build the app for gunicorn, as it would be without metrics; the product has no such switch."""
+    """Build the app without metrics; the product has no such switch."""
     vars(app).update(ModelMetrics=NoMetrics, instrument=NoMetrics)
     return app.app_from_environment()
 
@@ -40,9 +40,9 @@ def app_without_metrics() -> Any:
 def compare(image: bytes, bodies: Sequence[bytes]) -> List[float]:
     """Return a request's CPU time in seconds with and without metrics: the kernel's account of the process tree.
 
-    The servers take turns at every request, on the same processor, so that what else the machine does is the same
-    for both: on processors of their own, rounds differed by a tenth. They are new ones each time, because where a
-    process happens to lie in memory makes a difference, too.
+    The servers take turns at every request on one processor, so other work on the machine affects both alike: on two
+    processors, rounds differed by a tenth. Each round starts new servers, because the placement of a process in memory
+    makes a difference, too.
     """
     without = ours("without metrics", app="benchmarks.metrics:app_without_metrics()")
     cpu = sorted(os.sched_getaffinity(0))[-1:]
@@ -61,7 +61,7 @@ def compare(image: bytes, bodies: Sequence[bytes]) -> List[float]:
 
 
 class Load(threading.Thread):
-    """Sends the images, `RATE` / `SENDERS` in a second, until it is stopped."""
+    """Sends `RATE` / `SENDERS` images per second until it is stopped."""
 
     def __init__(self, url: str, bodies: Sequence[bytes], offset: int) -> None:
         super().__init__(daemon=True)
@@ -84,7 +84,7 @@ class Load(threading.Thread):
 
 
 def scrape(server: Server, bodies: Sequence[bytes], count: int) -> List[float]:
-    """Return the seconds that scrapes of a loaded server took; the connection is kept if the server keeps it."""
+    """Return the seconds that scrapes of a loaded server took; the connection stays open if the server keeps it."""
     load = [Load(server.url, bodies, offset) for offset in range(SENDERS)]
     begun = time.monotonic()
     for sender in load:
@@ -103,17 +103,17 @@ def scrape(server: Server, bodies: Sequence[bytes], count: int) -> List[float]:
         sender.stop()
     rate = sum(sender.sent for sender in load) / (time.monotonic() - begun)
     if rate < RATE * 0.9:
-        raise RuntimeError(f"The server was to be loaded with {RATE} requests/s, but only {rate:.0f} came about.")
+        raise RuntimeError(f"The load must be {RATE} requests/s, but only {rate:.0f} were reached.")
     return seconds
 
 
 def replace_workers(server: Server, count: int) -> None:
-    """End workers one after the other, always the oldest: one that has just been born may not hear the signal."""
+    """Terminate workers one after the other, always the oldest: a new one may not handle the signal yet."""
     for _ in range(count):
         oldest = server.processes()[1]
         os.kill(oldest, signal.SIGTERM)
         deadline = time.monotonic() + 30
         while oldest in server.processes() or len(server.processes()) <= WORKERS:
             if time.monotonic() > deadline:
-                raise RuntimeError("A worker that was ended is not replaced.")
+                raise RuntimeError("A terminated worker was not replaced.")
             time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""The systems under test, as real gunicorn servers on the loopback, and what they use of the machine."""
+"""The systems under test, as real gunicorn servers on the loopback, and the resources that they use."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ import httpx
 REPOSITORY = Path(__file__).parents[1]
 CACHE = REPOSITORY / ".cache" / "bench"
 BUNDLE = CACHE / "bundle"
-TORCHVISION = CACHE / "torchvision"  # only the seed's app sees what is installed here
+TORCHVISION = CACHE / "torchvision"  # only the lab's app uses it
 WORKERS = 2
 READY_SECONDS = 60
 STOP_SECONDS = 20
@@ -35,17 +35,17 @@ class System:
 
 
 def ours(name: str, app: str = "", **settings: str) -> System:
-    """The model server; `settings` are its own, `app` another application to run in its place."""
+    """The model server with these settings; `app` names another application to run instead."""
     environment = {f"MODEL_SERVER_{key.upper()}": value for key, value in settings.items()}
     arguments = ["--config", "python:model_server.server.gunicorn_conf", *([app] if app else [])]
     return System(name, arguments, {"MODEL_SERVER_BUNDLE": str(BUNDLE), **environment})
 
 
-def seed() -> System:
-    """The seed's app under gunicorn: uvicorn's worker, one torch thread in each."""
-    arguments = ["benchmarks.seed_app:app", "--worker-class", "uvicorn_worker.UvicornWorker"]
-    environment = {"SEED_WEIGHTS": str(BUNDLE / "weights.pt"), "PYTHONPATH": str(TORCHVISION)}
-    return System("seed", arguments, environment)
+def lab() -> System:
+    """The original lab's app under gunicorn: uvicorn's worker, one torch thread in each."""
+    arguments = ["benchmarks.lab_app:app", "--worker-class", "uvicorn_worker.UvicornWorker"]
+    environment = {"LAB_WEIGHTS": str(BUNDLE / "weights.pt"), "PYTHONPATH": str(TORCHVISION)}
+    return System("lab", arguments, environment)
 
 
 class Server:
@@ -63,7 +63,7 @@ class Server:
         return [master, *map(int, children)]
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time, user and system, that the process tree has used; that of ended workers is in it."""
+        """Return the CPU time, user and system, of the process tree; workers that have exited are included."""
         ticks = 0
         for pid in self.processes():
             stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -71,7 +71,7 @@ class Server:
         return ticks / TICKS
 
     def pss_bytes(self) -> int:
-        """Return the proportional set size of the process tree: shared pages are divided among those who share."""
+        """Return the proportional set size of the process tree: shared pages are divided among their users."""
         kilobytes = 0
         for pid in self.processes():
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -84,10 +84,10 @@ class Server:
 def running(
     system: System, image: bytes, workers: int = WORKERS, cpus: Optional[Collection[int]] = None
 ) -> Iterator[Server]:
-    """Start a system, wait for its first prediction, and end it; `cpus` are all that it may run on.
+    """Start a system, wait for its first prediction, and stop it; `cpus` are the processors it may use.
 
     Raises:
-        RuntimeError: it does not answer; the message ends with what it printed.
+        RuntimeError: it does not answer; the message ends with its output.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, (Path(folder) / "log").open("w+b") as log:
         port = _free_port()
@@ -105,7 +105,7 @@ def running(
         started = time.monotonic()
         if cpus is not None:
             command = ["taskset", "--cpu-list", ",".join(map(str, cpus)), *command]
-        # In a session of its own, so that Ctrl-C does not reach it before this is done with it.
+        # In its own session, so that Ctrl-C does not stop it before the measurement does.
         process = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, start_new_session=True
         )
@@ -119,7 +119,7 @@ def running(
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
-            with contextlib.suppress(ProcessLookupError):  # which is as it should be
+            with contextlib.suppress(ProcessLookupError):  # usually it has exited
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 

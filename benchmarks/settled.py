@@ -1,4 +1,4 @@
-"""For Locust, beside load_test/locustfile.py: counts nothing until all users are there and have settled down."""
+"""For Locust, beside load_test/locustfile.py: drops the statistics of the time before all users have settled."""
 
 from typing import Any
 

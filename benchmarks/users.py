@@ -1,4 +1,4 @@
-"""The seed's Locust users: how many of them a server has time for."""
+"""How many of the load test's Locust users a server can handle."""
 
 import json
 import subprocess
@@ -10,16 +10,16 @@ from typing import Dict, Optional
 from benchmarks.servers import REPOSITORY
 
 LONGEST_P50, LONGEST_P99 = 50, 300  # milliseconds
-# The seed cuts connections after two idle seconds, at times under a request. Latencies are to decide, not this.
+# The lab's app closes connections after two idle seconds, sometimes during a request. Latencies decide, not this.
 MOST_FAILURES = 0.05
-ARRIVAL = 5  # seconds that all users come in
-SETTLE = 4  # seconds before they count: Locust sends them in batches, one a second, whose next requests come in waves
-PRECISION = 1.06  # of the search: what is kept to what is not
+ARRIVAL = 5  # seconds in which all users start
+SETTLE = 4  # seconds before they count: Locust starts them in batches, one per second, whose requests come in waves
+PRECISION = 1.06  # of the search: the fewest users missed to the most met
 
 
 @dataclass(frozen=True)
 class Service:
-    """What users got; latencies in milliseconds, as Locust rounds them: to two digits."""
+    """What the users got; latencies in milliseconds, rounded to two digits as Locust does."""
 
     requests: int
     failures: int
@@ -27,13 +27,13 @@ class Service:
     p99: int
 
     @property
-    def kept(self) -> bool:
+    def meets_objectives(self) -> bool:
         answered = self.requests > 0 and self.failures <= MOST_FAILURES * self.requests
         return answered and self.p50 < LONGEST_P50 and self.p99 < LONGEST_P99
 
 
 def serve(url: str, users: int, seconds: int, cpu: int) -> Service:
-    """Let users of load_test/locustfile.py, who live on one processor, ask a server for some seconds.
+    """Run users of load_test/locustfile.py on one processor against a server for some seconds.
 
     Raises:
         RuntimeError: Locust could not run.
@@ -55,7 +55,7 @@ def serve(url: str, users: int, seconds: int, cpu: int) -> Service:
 
 
 def percentile(times: Dict[int, int], share: float) -> int:
-    """Return the time that a share (0..1) of the requests took at most; 0 if there is none."""
+    """Return the time that a share (0..1) of the requests did not exceed; 0 without requests."""
     due = share * sum(times.values())
     passed = 0
     for milliseconds in sorted(times):
@@ -66,42 +66,42 @@ def percentile(times: Dict[int, int], share: float) -> int:
 
 
 class Search:
-    """Finds the most users that a server keeps: goes up or down, faster and faster, until it has passed them; bisects.
+    """Finds the most users that a server can handle: growing steps until the limit is passed, then bisection.
 
-    What is not kept is tried again: among 1500 requests, one standstill of the machine decides on the p99.
+    A miss is tried again: among 1500 requests, one pause of the machine decides the p99.
 
     Attributes:
-        kept: the most users that were served well, 0 for none.
-        missed: the fewest that were not, None as long as all were.
+        met: the most users for whom the server met the objectives, 0 for none.
+        missed: the fewest that were not, None if there were none.
     """
 
     def __init__(self, first: int, step: float) -> None:
-        """Begin at `first` users, and go on by the factor `step`, above 1, which grows by a tenth with each step."""
-        self.kept = 0
+        """Begin at `first` users and continue by the factor `step`, above 1, which grows by a tenth with each step."""
+        self.met = 0
         self.missed: Optional[int] = None
         self._next, self._step = first, step
-        self._doubted: Optional[int] = None
+        self._retried: Optional[int] = None
 
     @property
     def next(self) -> Optional[int]:
         """Users to try next; None when the answer is known."""
         return self._next if self._next >= 1 and not self._is_known() else None
 
-    def learn(self, users: int, kept: bool) -> None:
-        if not kept and users != self._doubted:
-            self._doubted = users
+    def learn(self, users: int, met: bool) -> None:
+        if not met and users != self._retried:
+            self._retried = users
             return
-        if kept:
-            self.kept = max(self.kept, users)
+        if met:
+            self.met = max(self.met, users)
         else:
             self.missed = users if self.missed is None else min(self.missed, users)
         if self.missed is None:
-            self._next = max(self.kept + 1, round(self.kept * self._step))
-        elif not self.kept:
+            self._next = max(self.met + 1, round(self.met * self._step))
+        elif not self.met:
             self._next = min(self.missed - 1, int(self.missed / self._step))
         else:
-            self._next = round((self.kept * self.missed) ** 0.5)
+            self._next = round((self.met * self.missed) ** 0.5)
         self._step *= 1.1
 
     def _is_known(self) -> bool:
-        return self.missed is not None and self.kept > 0 and self.missed <= max(self.kept + 1, self.kept * PRECISION)
+        return self.missed is not None and self.met > 0 and self.missed <= max(self.met + 1, self.met * PRECISION)

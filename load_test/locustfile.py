@@ -1,7 +1,7 @@
-"""The seed's user: looks at the front page, sends images, and now and then something that is no image.
+"""The original lab's user: requests the front page, sends images, and sometimes something that is not an image.
 
-An answer that a task asks for is a success, whatever its status, so that Locust's failures are the server's.
-Runs on Python 3.8 with Locust 2.25 and on the newest of both.
+An answer that a task expects is a success, whatever its status, so Locust's failures are failures of the server.
+Runs on Python 3.8 with Locust 2.25, and on the newest releases of both.
 """
 
 import random
@@ -17,10 +17,10 @@ IMAGES: List[Image] = []
 
 
 def read_images(directory: Path) -> List[Image]:
-    """Read the name and the bytes of every JPEG of a directory.
+    """Read name and bytes of every JPEG in a directory.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no JPEG.
     """
     images = [(path.name, path.read_bytes()) for path in sorted(directory.glob("*.jp*g"))]
     if not images:
@@ -34,7 +34,7 @@ def _add_option(parser: Any) -> None:
         metavar="DIRECTORY",
         env_var="LOCUST_IMAGES",
         default=str(Path(__file__).parent / "images"),
-        help="where the JPEGs to send are, one of them at random with each request",
+        help="directory of the JPEGs; each request sends a random one",
     )
 
 
@@ -42,26 +42,26 @@ def _load_images(environment: Any, **_: Any) -> None:
     IMAGES[:] = read_images(Path(environment.parsed_options.images))
 
 
-def _let_the_csv_files_catch_up(environment: Any, **_: Any) -> None:
-    """Locust writes them once an interval and not at its end: the last requests would be missing."""
+def _wait_for_the_csv_files(environment: Any, **_: Any) -> None:
+    """Locust writes them at intervals, but not at its end: without this the last requests are missing."""
     if environment.parsed_options.csv_prefix:
         sleep(2 * CSV_STATS_INTERVAL_SEC)
 
 
-hooks: Any = events  # which have no types
+hooks: Any = events  # events have no types
 hooks.init_command_line_parser.add_listener(_add_option)
 hooks.init.add_listener(_load_images)
-hooks.test_stop.add_listener(_let_the_csv_files_catch_up)
+hooks.test_stop.add_listener(_wait_for_the_csv_files)
 
 
 class ModelServerUser(HttpUser):
-    """Waits between half a second and three, then does one of the tasks, chosen by weight."""
+    """Waits 0.5 to 3 seconds, then does a task, chosen by weight."""
 
     wait_time = between(0.5, 3)
 
     @task(1)
     def index(self) -> None:
-        """Look at the front page."""
+        """Request the front page."""
         self._ask("GET", "/", "/", (200,))
 
     @task(10)
@@ -71,12 +71,12 @@ class ModelServerUser(HttpUser):
 
     @task(1)
     def client_error(self) -> None:
-        """Send an image as something that is none: the client's fault, 400."""
+        """Send an image with another content type: a client error, 400."""
         self._send("fake_client_error/jpeg", "/predict (client error)", (400,))
 
     @task(1)
     def server_error(self) -> None:
-        """Ask for the simulated server error: 500, or 400 from a server whose fault injection is off."""
+        """Ask for the simulated server error: 500, or 400 if the server's fault injection is off."""
         self._send("fake_server_error/jpeg", "/predict (server error)", (500, 400))
 
     def _send(self, content_type: str, name: str, expected: Tuple[int, ...]) -> None:
@@ -87,6 +87,6 @@ class ModelServerUser(HttpUser):
         with self.client.request(method, path, name=name, catch_response=True, **options) as response:
             if response.status_code in expected:
                 response.success()
-            elif response.status_code:  # 0 is a connection that failed, which Locust reports in its own words
+            elif response.status_code:  # 0: the connection failed, which Locust reports itself
                 wanted = " or ".join(map(str, expected))
                 response.failure(f"answered {response.status_code} instead of {wanted}: {response.text[:200]}")

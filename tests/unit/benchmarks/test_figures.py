@@ -14,13 +14,13 @@ def test_a_bar_is_met_on_its_side_and_by_the_value_itself() -> None:
     assert above == [bar.better == "higher" for bar in BARS]
 
 
-def test_the_results_and_the_table_are_of_one_run_and_have_every_bar() -> None:
+def test_results_and_table_are_from_one_run_and_have_every_bar() -> None:
     figures = json.loads(RESULTS.read_text(encoding="utf-8"))["figures"]
     assert figures == judge({figure["name"]: figure["value"] for figure in figures})
     assert markdown(figures) in README.read_text(encoding="utf-8")
 
 
-def test_a_new_table_takes_the_place_of_the_old_one() -> None:
+def test_a_new_table_replaces_the_old_one() -> None:
     text = README.read_text(encoding="utf-8")
     figures = judge({bar.name: 0.125 for bar in BARS})
     once = put_into_readme(text, figures)

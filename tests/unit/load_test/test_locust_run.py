@@ -16,7 +16,7 @@ LOCUSTFILE = Path(__file__).parents[3] / "load_test" / "locustfile.py"
 
 
 class Counting(ThreadingHTTPServer):
-    """Answers every request with 400, and remembers its path."""
+    """Answers every request with 400 and records its path."""
 
     daemon_threads = True
     request_queue_size = 128  # all users connect at once

@@ -1,4 +1,4 @@
-"""The load test's tasks, run beside a stand-in for Locust, which would patch this whole process if it were imported."""
+"""The load test's tasks with a stand-in for Locust: importing Locust would patch this whole process."""
 
 import importlib.util
 import sys
@@ -12,7 +12,7 @@ LOAD_TEST = Path(__file__).parents[3] / "load_test"
 
 
 class Answer:
-    """An answer as Locust hands it out with catch_response=True; remembers how it was judged."""
+    """A response of Locust with catch_response=True; records its verdict."""
 
     def __init__(self, status_code: int) -> None:
         self.status_code = status_code
@@ -40,7 +40,7 @@ class Client:
         self.requests: List[Dict[str, Any]] = []
 
     def request(self, method: str, path: str, **options: Any) -> Answer:
-        assert options.pop("catch_response"), "an error that is asked for would count as a failure"
+        assert options.pop("catch_response"), "an expected error would count as a failure"
         self.requests.append({"method": method, "path": path, **options})
         return self.answer
 
@@ -85,7 +85,7 @@ def perform(locustfile: Any, task: str, status: int) -> Client:
     return client
 
 
-def test_user_waits_and_chooses_like_the_seeds(locustfile: Any) -> None:
+def test_user_waits_and_chooses_like_the_original_labs(locustfile: Any) -> None:
     user = locustfile.ModelServerUser
     tasks = {name: value.weight for name, value in vars(user).items() if hasattr(value, "weight")}
 
@@ -160,7 +160,7 @@ def test_sample_images_are_of_several_sizes_and_light_enough_for_a_repository() 
     assert max(sizes) > 10 * min(sizes)
 
 
-def test_configuration_is_the_seeds_here_and_on_the_load_host() -> None:
+def test_configuration_is_the_original_labs_here_and_on_the_load_host() -> None:
     here = _settings(LOAD_TEST / "locust.conf")
     there = _settings(LOAD_TEST.parent / "roles/locust/templates/etc/locust/locust.conf.j2")
 

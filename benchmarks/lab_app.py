@@ -1,7 +1,7 @@
-"""The seed's app, in our own writing: what a straightforward FastAPI server for this model looks like.
+"""The original lab's app, rewritten: a straightforward FastAPI server for this model.
 
 Starlette's form parser, torchvision's transforms, an eager forward pass, an answer validated by a model.
-`SEED_WEIGHTS` names the state dict.
+`LAB_WEIGHTS` names the state dict.
 """
 
 import io
@@ -51,7 +51,7 @@ class Prediction(BaseModel):
 
 
 model = Network()
-model.load_state_dict(torch.load(os.environ["SEED_WEIGHTS"], map_location="cpu"))
+model.load_state_dict(torch.load(os.environ["LAB_WEIGHTS"], map_location="cpu"))
 model.eval()
 preprocess = transforms.Compose(
     [
