@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: where they work, and how they show what they do.
+# Sourced by the scripts beside it: their working directory, and how they show their steps.
 
 SCRIPT=$(realpath "$0")
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 LOGS=.cache/logs
 mkdir -p "$LOGS"
-# Debian keeps dockerd and its kind where the path of a plain user does not lead.
+# Debian installs dockerd in /usr/sbin, which is not on a plain user's PATH.
 export PATH="$PWD/.venv/bin:$PWD/.cache/bin:$PATH:/usr/sbin:/sbin"
 
-# The comment that the calling script begins with.
+# Prints the comment at the top of the calling script.
 help() { sed -n '2,/^[^#]/{/^#/!q;s/^# \{0,1\}//p}' "$SCRIPT"; }
 
 say() { printf '%s\n' "$@"; }
@@ -20,7 +20,7 @@ as_root() {
 
 log_of() { echo "$LOGS/$(tr -cs 'A-Za-z0-9.\n' '-' <<<"$1").log"; }
 
-# Runs COMMAND with its output in a log; prints one line with the seconds it took, and the log's end where it failed.
+# Runs COMMAND with its output in a log; prints one line with its seconds, and the end of the log if it failed.
 step() { # NAME COMMAND...
   local name=$1 log started=$SECONDS
   log=$(log_of "$1")
@@ -35,7 +35,7 @@ step() { # NAME COMMAND...
   fi
 }
 
-# The same for a long run of Ansible: each task is shown as it begins.
+# The same for a long run of Ansible: shows each task when it begins.
 playbook() { # NAME COMMAND...
   local name=$1 log line started=$SECONDS
   log=$(log_of "$1")
@@ -52,7 +52,7 @@ playbook() { # NAME COMMAND...
   printf '%s: %d s\n' "$name" $((SECONDS - started))
 }
 
-# Docker Engine's group is joined by script/bootstrap; a shell that is older than that has to start again in it.
+# script/bootstrap adds the user to the group docker; a shell that is older than that needs `sg` to be in it.
 with_docker() { # ARGUMENT... of the calling script
   docker info >/dev/null 2>&1 && return
   [ "$(id -u)" != 0 ] && [ -z "${IN_GROUP_DOCKER:-}" ] ||
@@ -60,7 +60,7 @@ with_docker() { # ARGUMENT... of the calling script
   IN_GROUP_DOCKER=1 exec sg docker -c "$(printf '%q ' "$PWD/script/${0##*/}" "$@")"
 }
 
-# CPython between FIRST and LAST (3.11 3.13) that can make a virtual environment: its path, or nothing.
+# Prints the path of a CPython between FIRST and LAST (3.11 3.13) that can make a virtual environment, or nothing.
 find_python() { # FIRST LAST
   local candidate minor
   local candidates=(python3)
@@ -71,13 +71,13 @@ import ensurepip, os, sys, venv
 first, last = (tuple(map(int, word.split("."))) for word in sys.argv[1:])
 if not first <= sys.version_info[:2] <= last:
     sys.exit(1)
-# Not sys.executable, which may be that of a virtual environment.
+# Not sys.executable: it may belong to a virtual environment.
 print(os.path.join(sys.base_prefix, "bin", "python%d.%d" % sys.version_info[:2]))
 PYTHON
   done
 }
 
-# A virtual environment at DIRECTORY that holds exactly the LOCKs; made again only when they, or PYTHON, have changed.
+# Makes a virtual environment at DIRECTORY with exactly the LOCKs; only if they, or PYTHON, have changed.
 virtual_environment() { # DIRECTORY PYTHON LOCK...
   local directory=$1 python=$2 lock stamp arguments=()
   shift 2
@@ -90,7 +90,7 @@ virtual_environment() { # DIRECTORY PYTHON LOCK...
   echo "$stamp" >"$directory/.stamp"
 }
 
-# The version that the role takes, as a CPU wheel: from where pip is configured to look, else from PyTorch's index.
+# Installs the role's torch version as a CPU wheel: from pip's configured sources, else from PyTorch's index.
 install_torch() {
   local version
   version=$(sed -n "s/.*get(__model_server_python_version, '\([0-9.]*\)').*/\1/p" roles/model_server/vars/main.yml)
@@ -103,8 +103,8 @@ torch_installed() {
   python -c 'import torch' 2>/dev/null || step "torch (CPU) is installed into .venv" install_torch
 }
 
-# Beside the virtual environment, for those who put it on PYTHONPATH: the server does without, and without numpy.
-# This release works with any torch; later ones ask for the very torch that they were built with.
+# torchvision is installed beside the virtual environment, for use by PYTHONPATH: the server needs neither it nor numpy.
+# This release works with any torch; later ones need exactly the torch that they were built with.
 TORCHVISION=.cache/bench/torchvision
 install_torchvision() {
   python -m pip install --disable-pip-version-check --no-compile --no-deps --target "$TORCHVISION" torchvision==0.16.2 numpy
