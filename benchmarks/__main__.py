@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Dict, List
 
-from benchmarks import loop, metrics, users
+from benchmarks import loop, metrics, parts, users
 from benchmarks.figures import README, RESULTS, is_met, judge, put_into_readme
 from benchmarks.load import Connection, multipart, one_by_one, photo, predict
 from benchmarks.servers import REPOSITORY, TORCHVISION, WORKERS, System, lab, ours, running
@@ -31,6 +31,11 @@ MEGABYTE = 1e6
 FIRST_USERS = 120
 REPLACEMENTS = 100
 Measured = Dict[str, List[float]]
+
+
+def bodies() -> List[bytes]:
+    """Return the images of the load test, as forms."""
+    return [multipart(path.read_bytes()) for path in sorted(IMAGES.glob("*.jpg"))]
 
 
 class Bench:
@@ -47,7 +52,7 @@ class Bench:
         self._image = IMAGE.read_bytes()
         self._photo = photo()
         self._answers: Dict[str, str] = {}
-        self._bodies = [multipart(path.read_bytes()) for path in sorted(IMAGES.glob("*.jpg"))]
+        self._bodies = bodies()
 
     def say(self, line: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self._begun), 60)
@@ -221,11 +226,17 @@ def processor() -> str:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="script/bench", description=__doc__)
+    parser.add_argument(
+        "what", nargs="?", choices=["parts"], help="parts: only what parts of our own save beside libraries; 8 minutes"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="rounds; each measures all systems (default: 3)")
     parser.add_argument("--seconds", type=int, default=10, help="duration of each load (default: 10)")
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # however it ends, its servers end too
         signal.signal(number, lambda number, _: sys.exit(128 + number))
+    if options.what == "parts":
+        parts.measure(IMAGE.read_bytes(), bodies(), 5 * options.rounds)
+        return
     bench = Bench(options.rounds, options.seconds)
     figures = judge(bench.run())
     print()

@@ -8,7 +8,7 @@ from itertools import cycle
 from typing import Any, List, Sequence
 
 from benchmarks.load import Connection
-from benchmarks.servers import Server, ours, running
+from benchmarks.servers import Server, System, ours, running
 from model_server import app
 
 TURNS = 12  # passes over all images in a round
@@ -37,17 +37,19 @@ def app_without_metrics() -> Any:
     return app.app_from_environment()
 
 
-def compare(image: bytes, bodies: Sequence[bytes]) -> List[float]:
-    """Return a request's CPU time in seconds with and without metrics: the kernel's account of the process tree.
+WITHOUT_METRICS = ours("without metrics", app="benchmarks.metrics:app_without_metrics()")
+
+
+def compare(image: bytes, bodies: Sequence[bytes], other: System = WITHOUT_METRICS) -> List[float]:
+    """Return a request's CPU time in seconds on the model server and on another system, as the kernel counts it.
 
     The servers take turns at every request on one processor, so other work on the machine affects both alike: on two
     processors, rounds differed by a tenth. Each round starts new servers, because the placement of a process in memory
     makes a difference, too.
     """
-    without = ours("without metrics", app="benchmarks.metrics:app_without_metrics()")
     cpu = sorted(os.sched_getaffinity(0))[-1:]
-    with running(ours("with metrics"), image, 1, cpu) as on, running(without, image, 1, cpu) as off:
-        pair = [(server, Connection(server.url)) for server in (on, off)]
+    with running(ours("model server"), image, 1, cpu) as own, running(other, image, 1, cpu) as compared:
+        pair = [(server, Connection(server.url)) for server in (own, compared)]
         for body in bodies:
             for _, connection in pair:
                 connection.predict(body)
@@ -56,7 +58,7 @@ def compare(image: bytes, bodies: Sequence[bytes]) -> List[float]:
             for number, body in enumerate(bodies):
                 for _, connection in pair if (turn + number) % 2 else pair[::-1]:
                     connection.predict(body)
-        used = [server.cpu_seconds() - early for server, early in zip((on, off), before)]
+        used = [server.cpu_seconds() - early for server, early in zip((own, compared), before)]
     return [seconds / (TURNS * len(bodies)) for seconds in used]
 
 

@@ -1,13 +1,11 @@
 """What parts of our own save, each beside the library that would do its work: `script/bench parts`.
 
-Prints, for each part, the CPU time of a request with the library in its place, minus that with our own. Measured like
-the cost of the metrics: two servers with one worker each take turns at every request, on the same processor.
+Measured like the cost of the metrics: two servers with one worker each take turns at every request, on the same
+processor; one has the library in place of the part.
 """
 
-import argparse
-from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, Dict
+from typing import Any, Sequence
 
 import prometheus_client.values
 from fastapi.routing import APIRoute
@@ -70,21 +68,11 @@ def library_route() -> Any:
     return app.app_from_environment()
 
 
-def measure(image: bytes, bodies: Any, rounds: int) -> Dict[str, str]:
-    """Return a line of figures for each part."""
-    lines = {}
+def measure(image: bytes, bodies: Sequence[bytes], rounds: int) -> None:
+    """Print what each part saves, in percent of a request's CPU time: the median, and the middle half of the rounds."""
     for part, builder in PARTS.items():
         library = ours(f"library instead of {part}", app=f"benchmarks.parts:{builder}()")
         pairs = [compare(image, bodies, library) for _ in range(rounds)]
-        saved = [100 * (other / own - 1) for own, other in pairs]
-        low, middle, high = quantiles(saved, n=4) if rounds > 1 else 3 * saved
-        own = median(pair[0] for pair in pairs)
-        lines[part] = (
-            f"saves {middle:.1f} % of a request's {own * 1e3:.2f} ms (half of the rounds: {low:.1f} to {high:.1f})"
-        )
-        print(f"{part}: {lines[part]}", flush=True)
-    return lines
-
-
-def main(arguments: argparse.Namespace, image: bytes, bodies: Any) -> None:
-    measure(image, bodies, 5 * arguments.rounds)
+        low, middle, high = quantiles([100 * (other / own - 1) for own, other in pairs], n=4)
+        milliseconds = median(own for own, _ in pairs) * 1e3
+        print(f"{part}: {middle:.1f} % of {milliseconds:.2f} ms ({low:.1f} to {high:.1f})", flush=True)
