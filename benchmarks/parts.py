@@ -34,7 +34,7 @@ def library_values() -> Any:
 
     On a full disk these kill the process (SIGBUS); `values.ValueFile` is what prevents that.
     """
-    prometheus_client.values.ValueClass = prometheus_client.values.MultiProcessValue(lambda: values._process)
+    prometheus_client.values.ValueClass = prometheus_client.values.MultiProcessValue(lambda: values._process)  # type: ignore[no-untyped-call]
     return app.app_from_environment()
 
 
@@ -53,6 +53,9 @@ def library_middleware() -> Any:
 
 
 async def read_form(request: Request, max_body_bytes: int) -> Upload:
+    content_type = request.headers["content-type"]
+    if not content_type.startswith("multipart/"):  # the server's check of itself
+        return Upload(None, content_type, await request.body())
     async with request.form() as form:
         file: Any = form[FIELD]
         return Upload(file.filename, file.content_type, await file.read())
