@@ -408,7 +408,7 @@ def model_health() -> Iterable[Panel]:
             "Of the **feature** chosen at the top of the page. The bins are tenths of the reference set, from the "
             "lowest values (00) to the highest, or the predicted classes. "
             "Where blue and green differ, the index above grows.",
-            "Empty for a model without a `reference.json`: `python -m model_server.reference` makes one from images.",
+            "Empty for a model without a `reference.json`: `model-server reference` makes one from images.",
         )
         .span(4)
         .height(14)

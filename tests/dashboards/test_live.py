@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import requests
 
-from dashboards.questions import ALL_HOSTS, Query, unanswered
+from tests.dashboards.questions import ALL_HOSTS, Query, unanswered
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dashboards.__main__ import files
-from dashboards.questions import questions
+from tests.dashboards.questions import questions
 
 pytestmark = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (package prometheus)")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from dashboards.questions import questions
+from tests.dashboards.questions import questions
 from tests.integration.conftest import Tell
 from tests.integration.machines import MODEL_SERVER_PORT, Machine, Prometheus, docker, wait_until
 from tests.integration.playbooks import REPOSITORY, Ansible
