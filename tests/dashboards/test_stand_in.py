@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import shutil
 import subprocess
 import threading
-import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -185,50 +183,6 @@ def test_locks_the_account_after_five_failures(url: str) -> None:
     answers = [requests.get(f"{url}/api/org", auth=("admin", "guess"), timeout=5).status_code for _ in range(5)]
     assert answers == [401] * 5
     assert requests.get(f"{url}/api/org", auth=("admin", "first#one"), timeout=5).status_code == 401
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_preview_shows_every_panel_even_without_prometheus(url: str, file: Path) -> None:
-    page = requests.get(f"{url}/d/{file.stem}", auth=("admin", "first#one"), timeout=30)
-    assert page.status_code == 200
-    titles = [panel.get("title", "") for panel in json.loads(file.read_text())["panels"]]
-    assert [title for title in titles if f"<h3>{title}</h3>" not in page.text] == []
-    assert "does not answer" in page.text
-    for other in FILES:
-        assert (f"<a href=/d/{other.stem}>" in page.text) == (other != file)
-
-
-def test_preview_keeps_the_groups_of_a_label_replace(stand_in: Any) -> None:
-    """A `$1` is a variable neither to Grafana nor to the stand-in."""
-    board = json.loads(next(file for file in FILES if file.stem == "model-monitoring").read_text())
-    asked: list[str] = []
-
-    def query(source: Any, path: str, *_: Any) -> tuple[int, bytes, str]:
-        asked.append(urllib.parse.parse_qs(urllib.parse.urlsplit(path).query)["query"][0])
-        return 200, b'{"status": "success", "data": {"result": []}}', ""
-
-    preview = importlib.import_module("grafana_stand_in.preview")
-    preview.dashboard_page(board, {}, query, {"var-feature": ["contrast"]}, "")
-    assert any('"$1", "sha256"' in promql for promql in asked)
-    assert any('feature=~"(contrast)"' in promql for promql in asked)
-    assert not any(re.search(r"\$[a-z_]", promql) for promql in asked)
-
-
-def test_preview_marks_the_moments_of_an_annotation(stand_in: Any) -> None:
-    board = json.loads(next(file for file in FILES if file.stem == "model-monitoring").read_text())
-    # Two masters answer by turns while one hands over to the other.
-    loaded = {
-        "r1": [[at, "900e3"] for at in (1000, 1005, 1015)],
-        "r2": [[at, "1008e3"] for at in (1010, 1020, 1025)],
-    }
-    model = {"name": "fruits", "version": "2", "digest": "0a1b", "instance": "server:8000"}
-
-    def ask(path: str, parameters: dict[str, Any]) -> list[dict[str, Any]]:
-        return [{"metric": {**model, "release": release}, "values": values} for release, values in loaded.items()]
-
-    (annotation,) = board["annotations"]["list"]
-    marks = importlib.import_module("grafana_stand_in.preview").marks(annotation, ask, 1000, 1300)
-    assert marks == [(1008, "#b877d9", "Deployment or restart: release r2, fruits 2 (0a1b) on server:8000")]
 
 
 def test_is_made_only_of_what_python_3_8_knows() -> None:

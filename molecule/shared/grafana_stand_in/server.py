@@ -1,4 +1,4 @@
-"""The HTTP side: health, login, the read-only part of Grafana's API, the datasource proxy and the preview pages."""
+"""The HTTP side: health, login, the read-only part of Grafana's API, and the datasource proxy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Tuple
 
-from . import NOTICE, VERSION, ConfigurationError, log, preview
+from . import NOTICE, VERSION, ConfigurationError, log
 from .accounts import Accounts
 from .provisioning import Json, Provisioned, check_dashboard, read_provisioning
 from .settings import read_text
@@ -27,8 +27,8 @@ def as_json(status: int, content: Any) -> Answer:
     return status, json.dumps(content, indent=2).encode(), "application/json"
 
 
-def as_html(status: int, content: str) -> Answer:
-    return status, content.encode(), "text/html; charset=utf-8"
+def as_text(status: int, content: str) -> Answer:
+    return status, content.encode(), "text/plain; charset=utf-8"
 
 
 class Server(ThreadingHTTPServer):
@@ -127,27 +127,22 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/health":
             return as_json(200, {"database": "ok", "version": VERSION, "commit": "stand-in"})
         if path == "/login":
-            return self.log_in(body) if body is not None else as_html(200, preview.login_page())
+            return self.log_in(body) if body is not None else as_text(200, NOTICE)
         user = self.user()
         if user is None:
             if path.startswith("/api/"):
                 return as_json(401, {"message": "Unauthorized", "statusCode": 401})
             self.extra["Location"] = "/login"
-            return as_html(302, NOTICE)
+            return as_text(302, NOTICE)
         if path.startswith("/api/datasources"):
             return self.datasources(path, url.query, body)
         read = self.server.provisioned()
         query = urllib.parse.parse_qs(url.query)
         if path == "/":
-            return as_html(200, preview.home_page(read.dashboards))
-        shown = re.fullmatch(r"(/api/dashboards/uid|/d)/([\w-]+)(/.*)?", path)
-        if shown and shown.group(2) in read.dashboards:
-            uid = shown.group(2)
-            if shown.group(1) == "/d":
-                sources = {source["uid"]: source for source in read.datasources}
-                board = read.dashboards[uid]
-                links = preview.linked(board, read.dashboards)
-                return as_html(200, preview.dashboard_page(board, sources, self.server.query, query, links))
+            return as_text(200, NOTICE)
+        shown = re.fullmatch(r"/api/dashboards/uid/([\w-]+)", path)
+        if shown and shown.group(1) in read.dashboards:
+            uid = shown.group(1)
             meta = {"provisioned": True, "canSave": False, "folderTitle": read.folders[uid], "url": f"/d/{uid}"}
             return as_json(200, {"meta": meta, "dashboard": read.dashboards[uid]})
         if path == "/api/org":
@@ -180,7 +175,7 @@ class Handler(BaseHTTPRequestHandler):
         self.extra["Set-Cookie"] = f"{cookie}={token}; Path=/; HttpOnly; SameSite=Lax"
         if form:
             self.extra["Location"] = "/"
-            return as_html(302, NOTICE)
+            return as_text(302, NOTICE)
         return as_json(200, {"message": "Logged in", "redirectUrl": "/"})
 
     def datasources(self, path: str, query: str, body: bytes | None) -> Answer:
