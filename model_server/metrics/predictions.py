@@ -35,13 +35,13 @@ class Reason(Enum):
 
 
 class RequestTimings:
-    """What is measured of one request to the model, to be recorded when it is over.
+    """What is measured of one request to the model; it is recorded when the request ends.
 
-    Recording all at once costs a third of recording each when it is known: after a decoder or a forward pass
-    the processor's caches hold no metrics any more.
+    Recording everything at once costs a third of recording each value when it is known: a decoder or a forward pass
+    evicts the metrics from the processor's caches.
 
     Attributes:
-        received: moment of the performance counter, in seconds, when the body had come and been read.
+        received: when the body was complete, in seconds of the performance counter.
         size: of the image file, in bytes.
         pixels: width × height of the decoded image.
         stages: seconds spent in each that came to an end.
@@ -54,7 +54,7 @@ class RequestTimings:
         self._begun = self._lap_begun = time.perf_counter()
 
     def lap(self, stage: str) -> None:
-        """End a stage, which may be one that ended before; the next one begins."""
+        """End a stage and begin the next one; the seconds of a stage that ended before are added up."""
         now = time.perf_counter()
         self.stages[stage] = self.stages.get(stage, 0.0) + now - self._lap_begun
         self._lap_begun = now
@@ -67,7 +67,7 @@ class RequestTimings:
 class ModelMetrics:
     """The metrics of one model.
 
-    Every series is there, as 0, from the start, and found without its labels later.
+    Every time series exists from the start, as 0. Its object is kept, because looking it up by labels is slow.
 
     Attributes:
         registry: where the metrics belong.
@@ -113,7 +113,7 @@ class ModelMetrics:
         self._features = None if reference is None else _FeatureMetrics(reference, self.registry)
 
     def record(self, timings: RequestTimings) -> None:
-        """Record a request, however far it came."""
+        """Record a request, also one that failed."""
         for stage, seconds in timings.stages.items():
             self._stages[stage].observe(seconds)
         if timings.size is not None:
@@ -126,7 +126,7 @@ class ModelMetrics:
 
     def predict(self, timings: RequestTimings, pixels: "Tensor", likely_class: str, confidence: float) -> None:
         """Record a prediction: what the model saw, and what it said."""
-        if math.isnan(confidence):  # of a broken model; in the histogram's sum it would stay for good
+        if math.isnan(confidence):  # of a broken model; the sum of the histogram would be NaN from then on
             confidence = 0.0
         count, confidences = self._classes[likely_class]
         count.inc()
@@ -138,10 +138,8 @@ class ModelMetrics:
 class _FeatureMetrics:
     """Counts the features of predictions by the bins of the reference.
 
-    To measure a prediction costs 2 % of it. So while predictions come fast, a sample of them is measured: the first
-    that is decoded after each of some chance moments, `SAMPLE_INTERVAL` apart on average. Not the first that ends
-    after it: large images, which take longer, would be among those more often than they are sent. Nor the first
-    that begins to arrive: slow uploads would hardly ever be.
+    Measuring costs 2 % of a prediction, so only a sample is measured: the first request received after a random delay,
+    `SAMPLE_INTERVAL` on average. Sampling by finish time would favour large images, by start time fast uploads.
     """
 
     def __init__(self, reference: Reference, registry: CollectorRegistry) -> None:
@@ -172,7 +170,7 @@ class _FeatureMetrics:
 
 
 class _Constants(Collector):
-    """What never changes while a model is served, and so needs no place in the files of every worker."""
+    """What does not change while a model is served, and is not kept in the files of the workers."""
 
     def __init__(self, manifest: Manifest, reference: Optional[Reference], release: str) -> None:
         self._manifest, self._reference, self._release = manifest, reference, release

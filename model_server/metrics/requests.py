@@ -20,7 +20,7 @@ HOLDS: Dict[str, str] = {
 class RequestMetrics(PrometheusMiddleware):
     """starlette_exporter's metrics, recorded at a tenth of the cost of its own middleware.
 
-    That one looks labels up anew and matches each request's path to the routes; this one keeps what it has found.
+    That one looks up the labels and matches the path to the routes at each request; this one keeps the results.
     """
 
     def __init__(self, app: ASGIApp, paths: Collection[str], registry: CollectorRegistry) -> None:
@@ -28,14 +28,14 @@ class RequestMetrics(PrometheusMiddleware):
 
         Args:
             app: what answers the requests.
-            paths: those of the app's routes, which take no parameters; any other path makes no series.
-            registry: where the metrics are shown.
+            paths: the paths of the app's routes, which have no parameters; other paths are not counted.
+            registry: gets the metrics.
         """
         super().__init__(app, app_name=APP_NAME, prefix=APP_NAME)
         self._paths = paths
         for metric in (self.request_count, self.request_time, self.requests_in_progress):
             registry.register(metric)
-        # A child costs more to look up by its labels than to count in.
+        # Looking up a metric by its labels costs more than counting.
         self._answered: Dict[Tuple[str, str, int], Tuple[Counter, Histogram]] = {}
         self._in_progress: Dict[str, Gauge] = {}
 

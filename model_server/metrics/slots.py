@@ -25,10 +25,10 @@ log = logging.getLogger("gunicorn.error")
 
 
 class Slot:
-    """A worker's place in the metrics, its own as long as it lives.
+    """A worker's slot in the metrics, its own as long as it lives.
 
-    Held by a lock that the kernel lets go of when the last process is gone that has the file open: a lost master's
-    successor knows by it which slots living workers have.
+    A file lock marks it as taken. The kernel releases the lock when the last process with the open file exits, so the
+    successor of a dead master sees which slots living workers have.
     """
 
     def __init__(self, number: int, lock: Optional[int]) -> None:
@@ -37,7 +37,7 @@ class Slot:
 
     @classmethod
     def claim(cls, metrics_dir: Optional[Path], taken: Collection[int]) -> "Slot":
-        """Take the lowest slot that is not one of `taken` and that no other process has."""
+        """Take the lowest slot that is not in `taken` and that no other process has."""
         number = -1
         while True:
             number += 1
@@ -59,11 +59,11 @@ class Slot:
         count_as(str(self.number))
 
     def release(self) -> None:
-        """Forget what was in progress; counters stay."""
+        """Delete what was in progress; counters stay."""
         multiprocess.mark_process_dead(self.number)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        """Leave the slot to the other processes that have it, if there are any."""
+        """Close this process's lock file; other processes may keep the slot."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -80,7 +80,7 @@ def _lock(metrics_dir: Path, number: int) -> int:
 
 
 def release_free_slots(metrics_dir: Optional[Path]) -> None:
-    """Forget what was in progress in the slots that no living worker has, and what a check that was ended left."""
+    """Delete what was in progress in the slots of dead workers, and the files of an interrupted self-check."""
     for path in [] if metrics_dir is None else sorted(metrics_dir.glob(f"*_{CHECK}*.db")):
         path.unlink()
     for path in [] if metrics_dir is None else sorted(metrics_dir.glob("*.lock")):
@@ -92,13 +92,13 @@ def release_free_slots(metrics_dir: Optional[Path]) -> None:
 
 @contextlib.contextmanager
 def uncounted(metrics_dir: Optional[Path]) -> Iterator[None]:
-    """Let requests of the server to itself be counted where nobody looks."""
+    """Count the requests of the self-check in files that /metrics does not read, and delete these."""
     check = f"{CHECK}{os.getpid()}"
-    former = count_as(check)
+    previous = count_as(check)
     try:
         yield
     finally:
-        count_as(former)
+        count_as(previous)
         for path in [] if metrics_dir is None else metrics_dir.glob(f"*_{check}.db"):
             path.unlink()
 
@@ -115,7 +115,7 @@ def check_metrics_dir(metrics_dir: Optional[Path]) -> None:
         with tempfile.TemporaryFile(dir=str(metrics_dir)):
             pass
     except OSError as error:
-        if error.errno in FULL:  # no reason not to serve; the metrics tell it themselves
+        if error.errno in FULL:  # no reason not to serve: values.ValueFile counts in memory and logs it
             return
         problem = f"where no file can be written: {error.strerror}"
         raise SettingsError(f"{METRICS_DIR} is {str(metrics_dir)!r}, {problem}.") from None

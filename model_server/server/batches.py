@@ -1,4 +1,4 @@
-"""The predictions of a worker: prepared one in each turn of the event loop, made a few at a time."""
+"""The queue of predictions in a worker: one is prepared per turn of the event loop, a few are made together."""
 
 import asyncio
 from collections import deque
@@ -17,9 +17,9 @@ class _Prediction(NamedTuple):
 class Batches(Generic[Input, Output]):
     """Makes predictions, first come, first served.
 
-    An event loop would run all that is due before it looks at the network again: with many clients, a new connection,
-    a scrape or a sign of life would wait for as many predictions. So one is prepared in each turn. Those that wait
-    anyway go through the model together, which then reads its weights once for all; nobody waits for others to come.
+    An event loop runs everything that is due before it looks at the network again: with many clients, a new connection,
+    a scrape or a heartbeat would wait for as many predictions. So each turn prepares one. Predictions that wait at the
+    same time go through the model as one batch, which reads its weights only once; no prediction waits for a batch.
     """
 
     def __init__(self, predict: Callable[[List[Input]], Sequence[Output]], size: int) -> None:
@@ -76,7 +76,7 @@ class Batches(Generic[Input, Output]):
             if len(batch) == 1:
                 batch[0][0].future.set_exception(error)
                 return
-            for one in batch:  # so that it fails for whom it fails
+            for one in batch:  # one by one, so that only the faulty input fails
                 self._run([one])
             return
         for (prediction, prepared), output in zip(batch, outputs):

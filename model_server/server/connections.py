@@ -28,10 +28,10 @@ log = logging.getLogger("gunicorn.error")
 
 
 class ConnectionCounts:
-    """How many connections each worker has, in memory that a master shares with its workers."""
+    """The number of connections of each worker, in memory shared by a master and its workers."""
 
     def __init__(self, slots: int) -> None:
-        """Make room for workers in the slots 0 to `slots` - 1; others are not counted."""
+        """Count the workers in the slots 0 to `slots` - 1, and no others."""
         self._counts = memoryview(mmap.mmap(-1, 4 * slots)).cast("i")
         for slot in range(slots):
             self._counts[slot] = ABSENT
@@ -41,11 +41,11 @@ class ConnectionCounts:
             self._counts[slot] = connections
 
     def remove(self, slot: int) -> None:
-        """Let nothing more be left to the worker of this slot."""
+        """Stop counting the worker of this slot: no connection is left to it any more."""
         self.set(slot, ABSENT)
 
     def fair(self, waiting: int = 0) -> int:
-        """Return how many connections each worker would have if all, and `waiting` more, were shared out evenly."""
+        """Return the even share: all connections and `waiting` more, divided by the number of workers, rounded up."""
         counts = [count for count in self._counts if count != ABSENT]
         return -(-(sum(counts) + waiting) // max(1, len(counts)))
 
@@ -74,14 +74,14 @@ class Connection(HttpProtocol):
 
 
 class Listener:
-    """Accepts the connections of a socket that several workers listen on, as many as the others do.
+    """Accepts an even share of the connections of a socket on which several workers listen.
 
-    A worker that has its share leaves further ones to the others. After `PATIENCE` it takes them all the same: the
-    others may be busy, or hang. One that got more than its share, because another worker started later or was slow,
-    lets the surplus go: clients whose answer says `Connection: close` connect anew.
+    A worker that has its share leaves further connections to the others. After `PATIENCE` it accepts them all the same:
+    the others may be busy, or hang. A worker with more than its share, because another one started later or was slow,
+    closes the surplus: clients whose answer says `Connection: close` connect again.
 
     Attributes:
-        draining: whether all connections are to go that way.
+        draining: whether every connection is closed after its next answer.
     """
 
     def __init__(
@@ -94,10 +94,10 @@ class Listener:
         """Begin to accept; to be called in the event loop.
 
         Args:
-            sock: listens, and does not block.
-            connect: makes the protocol of a connection, which is to call `count(-1)` in the end.
-            counts: of all workers.
-            slot: this worker's.
+            sock: a listening socket, non-blocking.
+            connect: makes the protocol of a connection, which must call `count(-1)` when it ends.
+            counts: the connections of all workers.
+            slot: the slot of this worker.
         """
         self._sock, self._connect, self._counts, self._slot = sock, connect, counts, slot
         self._loop = asyncio.get_running_loop()
@@ -108,7 +108,7 @@ class Listener:
         self._connections = 0
         self._surplus = 0
         self._balanced = time.monotonic()
-        self._left_since: Optional[float] = None
+        self._deferring_since: Optional[float] = None
         self._impatient_until = 0.0
         self._arriving: Set[asyncio.Task[Any]] = set()
         self._resumed: Optional[asyncio.TimerHandle] = None
@@ -126,16 +126,16 @@ class Listener:
         self._counts.remove(self._slot)
 
     async def wait_closed(self) -> None:
-        """Return at once: a closed listener has nothing left to do."""
+        """Return at once; uvicorn waits for its own servers with this."""
 
     def count(self, change: int) -> None:
-        """Have so many more connections."""
+        """Add `change` to the number of connections."""
         self._connections += change
         if not self._closed:
             self._counts.set(self._slot, self._connections)
 
     def take_surplus(self) -> bool:
-        """Return whether the connection that asks is to be let go, because it is more than this worker's share."""
+        """Return whether the connection that asks should be closed, because this worker has more than its share."""
         if self.draining:
             return True
         now = time.monotonic()
@@ -152,7 +152,7 @@ class Listener:
             if self._should_defer():
                 self._pause(PAUSE)
                 return
-            self._left_since = None
+            self._deferring_since = None
             try:
                 connection, _ = self._sock.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -162,7 +162,7 @@ class Listener:
                 self._pause(EXHAUSTED)
                 return
             self._adopt(connection)
-        self._left_since = None
+        self._deferring_since = None
 
     def _should_defer(self) -> bool:
         if self._connections < self._counts.fair(self._backlog()):
@@ -170,9 +170,9 @@ class Listener:
         now = time.monotonic()
         if now < self._impatient_until:
             return False
-        if self._left_since is None:
-            self._left_since = now
-        if now > self._left_since + PATIENCE:
+        if self._deferring_since is None:
+            self._deferring_since = now
+        if now > self._deferring_since + PATIENCE:
             self._impatient_until = now + IMPATIENCE
             return False
         return True
@@ -198,12 +198,12 @@ class Listener:
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         task = self._loop.create_task(self._serve(connection))
-        self._arriving.add(task)  # the loop itself holds its tasks weakly
+        self._arriving.add(task)  # the loop keeps only weak references to its tasks
         task.add_done_callback(self._arriving.discard)
 
     async def _serve(self, connection: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(lambda: self._connect(self), connection)
-        except OSError:  # the client is gone already
+        except OSError:  # the client has disconnected already
             connection.close()
             self.count(-1)

@@ -1,4 +1,4 @@
-"""What the server asks itself before it takes any connection: is it ready, and does it name the class of an image."""
+"""The self-check before a server accepts connections: is it ready, and can it classify an image?"""
 
 import asyncio
 from io import BytesIO
@@ -7,15 +7,15 @@ from typing import Any, Dict, List
 from PIL import Image
 from starlette.types import ASGIApp, Message
 
-IMAGE_SIZE = (8, 6)  # pixels; within every limit that a server can be given
+IMAGE_SIZE = (8, 6)  # pixels, below every limit that the settings allow
 
 
 class SelfCheckError(RuntimeError):
-    """A server that must not take connections; the message is one sentence."""
+    """A server that must not accept connections; the message is one sentence."""
 
 
 def check(app: ASGIApp) -> None:
-    """Ask an app for `/readyz` and for a prediction.
+    """Request `/readyz` and a prediction from an app.
 
     Raises:
         SelfCheckError: it answered with another status than 200, or not at all.
@@ -51,7 +51,7 @@ async def _ask(app: ASGIApp, method: str, path: str, body: bytes) -> None:
 
     try:
         await app(scope, receive, send)
-    except Exception as error:  # whatever it is, it would have been the answer to a user
+    except Exception as error:  # any error here would be a 500 for a user
         raise SelfCheckError(f"{method} {path} failed in a check before the start: {error!r}.") from error
     status = next((answer["status"] for answer in answers if answer["type"] == "http.response.start"), None)
     if status != 200:
