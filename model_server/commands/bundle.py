@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Dict, List, Sequence
 from PIL import Image
 
 from model_server.commands import CommandError
+from model_server.commands.classifier import load_classifier
 from model_server.commands.images import find_images, read_images
-from model_server.commands.loading import load_classifier
 from model_server.model.bundle import (
     FRUIT_CLASSIFIER,
     MANIFEST,

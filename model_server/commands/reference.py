@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from model_server.commands import CommandError
+from model_server.commands.classifier import load_classifier
 from model_server.commands.images import SUFFIXES, find_images, read_images
-from model_server.commands.loading import load_classifier
 from model_server.model.bundle import REFERENCE, BundleError, read_model
 from model_server.model.reference import BINS, build, write_reference
 

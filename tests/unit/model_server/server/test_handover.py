@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from model_server.server.handover import ORDER, SUCCESSOR, ServingMaster
-from tests.unit.model_server.server.gunicorn_process import Server, connection_header, is_alive, wait_for
+from tests.unit.model_server.server.gunicorn_process import GUNICORN, Server, connection_header, is_alive, wait_for
+from tests.unit.model_server.server.gunicorn_process import environment as variables
 
 Encode = Callable[..., bytes]
 COMMAND = [sys.executable, "-m", "model_server", "handover"]
@@ -204,3 +205,11 @@ def parent(process: int) -> int:
 def _target(server: Server) -> str:
     link = str(server.runtime_dir / SUCCESSOR)
     return os.readlink(link) if os.path.islink(link) else ""
+
+
+def test_a_master_of_an_earlier_release_can_hand_over(tmp_path: Path) -> None:
+    """It names its successor's configuration as it was named then."""
+    (tmp_path / "metrics").mkdir()
+    former = [*GUNICORN[:-1], "python:model_server.gunicorn_conf", "--check-config", "lemon:app()"]
+    done = subprocess.run(former, env=variables(tmp_path / "metrics"), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
