@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     bundle: Path = Field(description="directory with model.yaml and weights.pt")
     bind: str = Field("127.0.0.1:8000", description="address to listen on, unless systemd hands a socket over")
     workers: int = Field(1, ge=1, le=256, description="worker processes, each with one torch thread")
-    timeout: int = Field(30, ge=1, description="seconds after which a worker that gives no sign of life is killed")
+    timeout: int = Field(30, ge=1, description="seconds without a heartbeat after which a worker is killed")
     graceful_timeout: int = Field(30, ge=1, description="seconds that requests get to finish when a worker stops")
     fault_injection: bool = Field(False, description="answer 500 to the content type fake_server_error/*")
     max_body_bytes: int = Field(20 * 1024 * 1024, ge=1024, description="a larger request body is refused (413)")

@@ -1,4 +1,4 @@
-"""The networks a bundle can name."""
+"""The networks that a bundle can name."""
 
 import warnings
 from difflib import get_close_matches
@@ -14,7 +14,7 @@ from model_server.model.fruit_classifier import FruitClassifier
 class Normalised(nn.Module):
     """A network that was trained on (pixel / 255 - mean) / std, and takes pixels of 0..255: one operation more.
 
-    For networks whose first convolution is padded, so that nothing can be folded into it.
+    For networks whose first convolution is padded: normalisation cannot be folded into it.
     """
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -28,7 +28,7 @@ class Normalised(nn.Module):
         return self.network(torch.addcmul(self.shift, pixels, self.scale))
 
 
-# Networks with classifiers that only training needs, and how the keys of these begin.
+# Networks with auxiliary classifiers, which only training needs, and the prefix of their keys.
 AUXILIARY = {"googlenet": "aux", "inception_v3": "AuxLogits."}
 
 
@@ -37,12 +37,12 @@ class ArchitectureError(ValueError):
 
 
 def build_network(name: str, classes: int, input_size: int, keys: Collection[str]) -> nn.Module:
-    """Build a network, with weights that are still to be loaded.
+    """Build a network; its weights are loaded afterwards.
 
     Args:
         name: `fruit_classifier`, or one of torchvision's classification models.
         classes: number of its outputs.
-        input_size: side of the square input in pixels; torchvision's models find it out themselves.
+        input_size: side of the square input in pixels; only the fruit classifier needs it.
         keys: of the state dict that is to be loaded.
 
     Raises:
@@ -63,7 +63,7 @@ def build_network(name: str, classes: int, input_size: int, keys: Collection[str
         )
     options = {}
     if name in AUXILIARY:
-        # Pretrained ones may come without these classifiers. Initialising what is overwritten takes seconds.
+        # Pretrained weights may lack these classifiers. Initialising weights that are then overwritten takes seconds.
         options = {"aux_logits": any(key.startswith(AUXILIARY[name]) for key in keys), "init_weights": False}
     network: nn.Module = get_model(name, weights=None, num_classes=classes, **options)
     return network

@@ -12,14 +12,14 @@ from model_server.model.fruit_classifier import FruitClassifier
 from model_server.model.loading import load_model
 from model_server.model.preprocessing import resize_and_crop, rgbx, scale_and_crop
 
-# One thread per worker: OpenMP threads of several workers spin against each other on the same cores.
-# Set before any forward pass, so that no thread pool exists that a fork could lose.
+# One thread per worker: OpenMP threads of several workers would compete for the same cores.
+# Set before any forward pass: a fork would lose the threads of a pool.
 torch.set_num_threads(1)
 
 # Releases before 2.1 scale floats only, and more slowly than Pillow.
 RESIZES_BYTES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 1)
-BATCH_SIZE = 4  # of 8, the last 10 % of what there is to gain, each would wait twice as long
-PANORAMA = 4  # ratio of the sides from which on Pillow is faster
+BATCH_SIZE = 4  # a batch of 8 would gain another 10 %, but each request would wait twice as long
+PANORAMA = 4  # ratio of the sides above which Pillow scales faster
 
 
 class Classification(NamedTuple):
@@ -34,8 +34,8 @@ class Classifier:
 
     Attributes:
         manifest: what the bundle says of the model; its `classes` are in the order of the logits.
-        reference: what its images are like, when the bundle says so.
-        batch_size: the most images that it classifies together.
+        reference: of the bundle, None if it has none.
+        batch_size: the largest number of images that it classifies together.
         ready: true once a forward pass has been done.
     """
 
@@ -51,7 +51,7 @@ class Classifier:
         self.ready = False
         self._size = manifest.input_size
         self._model = load_model(bundle)
-        # TorchScript makes itself fast for the shapes that it has seen, and may know no other number than one.
+        # TorchScript optimises itself for the shapes that it has seen, and may accept no batch size but 1.
         self.batch_size = BATCH_SIZE if isinstance(self._model, FruitClassifier) else 1
         self.classify(self.preprocess(Image.new("RGB", (self._size, self._size))))
         self.ready = True
@@ -62,11 +62,11 @@ class Classifier:
         Values are 0..255, whole numbers, channels last in memory: the pixels of `preprocessing.resize_and_crop`,
         here and there one level off, in half of its time.
         """
-        # torch scales what the crop throws away as well: of a panorama in vain, of a line of pixels by the gigabyte.
+        # torch also scales what the crop removes: wasted for a panorama, gigabytes for an image one pixel high.
         if not RESIZES_BYTES or max(image.size) > PANORAMA * min(image.size):
             return to_tensor(resize_and_crop(image, self._size)).float()
         scaled_width, scaled_height, left, top = scale_and_crop(image.width, image.height, self._size)
-        # All four bytes of a pixel are scaled, which is faster than to pick three.
+        # Scaling all four bytes of a pixel is faster than selecting three.
         scaled = functional.interpolate(
             _four_channels(image), (scaled_height, scaled_width), mode="bilinear", antialias=True, align_corners=False
         )

@@ -8,9 +8,9 @@ from torch.nn import functional
 
 
 def _fold_normalisation(conv: nn.Conv2d, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Let the first convolution take pixels of 0..255 instead of (pixel / 255 - mean) / std.
+    """Change the first convolution to take pixels of 0..255 instead of (pixel / 255 - mean) / std.
 
-    Exact because the convolution has no padding, whose zeros would be shifted as well:
+    This is exact, because the convolution has no padding (zeros there would be normalised, too):
     w·(x/255 - m)/s + b = (w/(255·s))·x + (b - Σ w·m/s).
     """
     weight, bias = conv.weight.double(), conv.bias.double()
@@ -21,11 +21,11 @@ def _fold_normalisation(conv: nn.Conv2d, mean: Sequence[float], std: Sequence[fl
 
 
 class PooledConvolution(nn.Module):
-    """A convolution and the 2×2 max pooling after it, as a convolution and two maxima: the same values, sooner.
+    """A convolution and the 2×2 max pooling after it, as a convolution and two maxima: the same values, faster.
 
-    Two pixels side by side become two groups of channels of a convolution that takes every second column, whose
-    kernel is wider by a column and holds the former one at two places. What is added are zeros. Rows are compared
-    as they are: long pieces of memory, unlike single pixels.
+    Neighbouring columns become two groups of channels of one convolution with a horizontal stride of 2. Its kernel is
+    one column wider, padded with zeros, and holds the original kernel at two offsets. The maximum of two rows is taken
+    over contiguous memory, which is faster than over single pixels.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -62,7 +62,7 @@ class FruitClassifier(nn.Module):
         self.fc3 = nn.Linear(84, classes)
 
     def prepare_for_inference(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Take pixels of 0..255 from now on, for the same logits, faster; there is no way back to training.
+        """Take pixels of 0..255 from now on, and give the same logits faster; the model cannot be trained any more.
 
         Args:
             mean: of red, green and blue, as it was subtracted from pixels of 0..1 in training.

@@ -1,4 +1,4 @@
-"""From the bytes of a bundle's weights to the model that they make, with a sentence for each way that can fail."""
+"""Builds the model of a bundle from the bytes of its weights; each way that can fail has its own message."""
 
 import io
 import pickle
@@ -16,7 +16,7 @@ WRAPPERS = {"module.": "DataParallel", "_orig_mod.": "torch.compile", "model.": 
 
 
 def load_model(bundle: Bundle) -> nn.Module:
-    """Build the model of a bundle, load its weights and see it answer.
+    """Build the model of a bundle, load its weights and run it once.
 
     Returns:
         A model in evaluation mode that takes float32 pixels of shape (1, 3, input_size, input_size), values 0..255,
@@ -32,27 +32,27 @@ def load_model(bundle: Bundle) -> nn.Module:
         model: nn.Module = network
     else:
         model = Normalised(network, manifest.mean, manifest.std)
-    # The bytes of a PIL image are in this order already, and convolutions are faster in it.
+    # The bytes of a PIL image have this order already, and convolutions are faster with it.
     model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     size = manifest.input_size
     grey = torch.full((1, 3, size, size), 128.0).contiguous(memory_format=torch.channels_last)
-    _prove(model, grey, bundle)
+    _check_logits(model, grey, bundle)
     # TorchScript is served as it is: freezing it would change the last digits of its logits; its author can freeze it.
     if isinstance(network, FruitClassifier) or manifest.architecture == TORCHSCRIPT:
         return model
     compiled = compile_for(grey, model)
-    _prove(compiled, grey, bundle)
+    _check_logits(compiled, grey, bundle)
     return compiled
 
 
-def _prove(model: nn.Module, grey: Tensor, bundle: Bundle) -> None:
-    """Let a model answer twice, which is also what TorchScript needs to become fast."""
+def _check_logits(model: nn.Module, grey: Tensor, bundle: Bundle) -> None:
+    """Run a model twice and check its logits; TorchScript needs these runs to optimise itself."""
     manifest = bundle.manifest
     size, classes, weights = manifest.input_size, len(manifest.classes), bundle.path / WEIGHTS
     try:
         with torch.inference_mode():
             logits, again = model(grey), model(grey)
-    except Exception as error:  # a network of someone else's raises what it likes
+    except Exception as error:  # a user's network can raise anything
         raise BundleError(
             f"{bundle.path}: {manifest.architecture} fails with an image of {size}×{size} pixels, the input_size of "
             f"{MANIFEST}: {_reason(error)}."

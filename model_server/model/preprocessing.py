@@ -7,13 +7,13 @@ from typing import Any, Optional, Tuple
 
 from PIL import Image
 
-# The formats people send. The rest of Pillow's decoders would only widen what an attacker can reach.
+# The formats that clients send. Each further decoder of Pillow would be one more target for attackers.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 # With 1.5 the confidences of the demo bundle move by 0.01 at most, with 1 by 0.05; 2 is not closer by much.
 OVERSAMPLING = 1.5
 
-# `open_image` has a limit of its own, checked before any pixel is decoded; Pillow's is for the whole process.
+# `open_image` checks a limit of its own before any pixel is decoded; Pillow's limit is global.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -43,7 +43,7 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     """Read the size and the mode of an image; `load` decodes its pixels. Takes and raises what `decode` does."""
     try:
         image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
-    except Exception as error:  # on hostile bytes decoders raise nearly anything, and all of it means this
+    except Exception as error:  # decoders raise nearly any exception on hostile bytes
         raise UndecodableImageError(str(error)) from error
     width, height = image.size
     if width * height > max_pixels:
@@ -102,8 +102,8 @@ _pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, 
 def rgbx(image: Image.Image) -> Any:
     """Return a buffer of an RGB image's pixels, row by row, 4 bytes each, the last without a meaning; only to be read.
 
-    They are where Pillow has them. Only when that is not one piece of memory, which is so above 4 megapixels, or when
-    Pillow is older than 11.2, are they copied.
+    The memory is Pillow's own. The pixels are copied only if Pillow keeps them in several blocks (above 4 megapixels),
+    or is older than 11.2.
     """
     try:
         _, capsule = image.__arrow_c_array__()
@@ -111,7 +111,7 @@ def rgbx(image: Image.Image) -> Any:
         return bytearray(image.tobytes("raw", "RGBX"))
     pixels = _ArrowArray.from_address(_pointer_of(capsule, b"arrow_array")).children[0].contents
     buffer: Any = (ctypes.c_uint8 * (4 * image.width * image.height)).from_address(pixels.buffers[1])
-    buffer.owner = capsule  # the memory stays Pillow's as long as the capsule lives
+    buffer.owner = capsule  # the capsule keeps Pillow's memory alive
     return buffer
 
 

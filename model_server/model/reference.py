@@ -1,4 +1,4 @@
-"""What a model's images are like when all is well: the reference that requests are compared with to see drift.
+"""The reference: what images the model is meant for. Requests are compared with it to detect drift.
 
 `model-server reference --bundle DIR IMAGES…` makes it and writes it into the bundle, as `reference.json`:
 
@@ -9,9 +9,9 @@
 `images` is how many there were. The bins of a number are those between its `edges`: "00" ends below the first, "01"
 begins with it, and so on. `ratios` are the shares of the images that were in each bin, or classified as each class.
 
-The edges are the deciles, made robust: each is rounded down to a hundredth (sharpness: a thousandth), so that none
-tells apart what only chance does, and deciles that coincide become one. The values that they stand for get a bin of
-their own, with an edge above them too, so that drift shows to both sides. An edge at 0 or 1 would divide nothing.
+The edges are deciles, made robust: each is rounded down to a hundredth (sharpness: a thousandth), so that a bin is not
+narrower than random variation. Equal deciles become one; their value gets a bin of its own, with an edge above it too,
+so that drift is visible in both directions. There is no edge at 0 or 1: nothing is beyond.
 """
 
 import os
@@ -83,7 +83,7 @@ def _require_names(given: Mapping[str, object], expected: Sequence[str]) -> None
 
 
 def build(observations: Sequence[Observation], classes: Sequence[str]) -> Reference:
-    """Divide what was observed of a reference set, two images or more, into bins; their order does not matter."""
+    """Make a reference of the observations of two images or more; their order does not matter."""
     *columns, predicted = zip(*observations)
     count = len(observations)
     edges = {feature: _edges(column, STEPS[feature]) for feature, column in zip(NUMBERS, columns)}

@@ -133,7 +133,7 @@ def _call_successor(master: int, link: Path) -> int:
         if successor is not None:
             return successor
         time.sleep(POLL)
-    raise HandoverError("gunicorn did not start a successor; systemctl restart model-server starts anew.")
+    raise HandoverError("gunicorn did not start a successor; run systemctl restart model-server.")
 
 
 def _process_in(link: Path) -> Optional[int]:

@@ -44,7 +44,7 @@ TOO_NEW = {
     "trailing comma": r",\s*\)",
 }
 
-# The seed's table by row, and the row of the model's health.
+# The original lab's table by row, and the row of the model's health.
 PANELS = {
     "": ["Date and time"],
     "Operation Metrics": [
