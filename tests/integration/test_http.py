@@ -1,4 +1,4 @@
-"""The seed's HTTP contract, asked of the deployed server."""
+"""The original lab's HTTP contract, against the deployed server."""
 
 from __future__ import annotations
 

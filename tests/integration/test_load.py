@@ -26,7 +26,7 @@ RAMP_SECONDS = 5
 COMMAND = f"cd %s && locust --run-time {RUN_SECONDS}s --spawn-rate {USERS // RAMP_SECONDS} --stop-timeout 10 --csv run"
 
 JOBS = ["prometheus", "node", "model_server", "alertmanager"]
-# Path and status of an answer, what Locust calls the request, and the weight of its task in the seed.
+# Path and status of an answer, what Locust calls the request, and the weight of its task in the original lab.
 TASKS = [
     ("/", "200", "/", 1),
     ("/predict", "200", "/predict", 10),

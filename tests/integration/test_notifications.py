@@ -1,6 +1,6 @@
 """Alerts reach a person: from a fault, or from other images than the model was made for, to a webhook on the load host.
 
-Comes after the tests that send the seed's load, of which nobody is told.
+Comes after the tests that send the lab's load, which fires no alert.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def alertmanager(server: Machine) -> Alertmanager:
     return Alertmanager(server)
 
 
-def test_nobody_is_told_of_drift_under_the_seeds_load(load: Machine, prometheus: Prometheus, tell: Tell) -> None:
+def test_nobody_is_told_of_drift_under_the_labs_load(load: Machine, prometheus: Prometheus, tell: Tell) -> None:
     # An earlier run's darkened images leave the window of the rules five minutes after they ended.
     ended = load.run("journalctl --unit %s --output short-unix --lines 1 --quiet --no-pager", UNIT)
     began = max(STARTED, float((ended or "0").split()[0]) + 310)

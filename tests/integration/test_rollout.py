@@ -1,4 +1,4 @@
-"""Deployments and rollbacks while the seed's users are served: nobody notices, and one that fails changes nothing.
+"""Deployments and rollbacks while the lab's users are served: nobody notices, and one that fails changes nothing.
 
 The tests build on each other. What was deployed before them is deployed after them.
 """
@@ -52,7 +52,7 @@ class Answer:
 
 
 class Users:
-    """The seed's, as Locust on the load host plays them, and what they were answered."""
+    """The original lab's users, simulated by Locust on the load host, and their results."""
 
     def __init__(self, load: Machine, folder: str, tell: Tell) -> None:
         self._load, self._folder, self._tell = load, folder, tell

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Rolls the model server of this host over to another deployment: a release, a bundle and settings.
 
-What serves goes on serving until the new one has checked itself, and is put back where that fails.
+The running deployment keeps serving until the new one has checked itself; if that fails, it is restored.
 """
 
 import argparse
@@ -22,16 +22,16 @@ SOCKET = "model-server.socket"
 KEPT = 3  # releases, and bundles
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 HEADER = "# since release bundle settings\n"
-SETTLING = 180  # seconds that a start or a reload which an earlier run has begun may take
-LINES = 20  # of the journal, where it has no sentence of the model server's
+SETTLING = 180  # seconds to wait for a start or a reload that an earlier run began
+LINES = 20  # of the journal, if the model server logged no error message of its own
 
 
 class DeploymentError(Exception):
-    """A deployment that did not come about; the message says why."""
+    """A deployment failed; the message says why."""
 
 
 class Deployment(NamedTuple):
-    """What serves: the names of two directories, and of a file with settings."""
+    """A release, a bundle and settings, by name: two directories and a file."""
 
     release: str
     bundle: str
@@ -49,14 +49,14 @@ class Entry(NamedTuple):
 
 
 class State(NamedTuple):
-    """What the service starts from: the targets of two links and the content of files, None where there is none."""
+    """What the service starts from: the targets of two links and the contents of files; None: it does not exist."""
 
     links: Mapping[Path, Optional[str]]
     files: Mapping[Path, Optional[bytes]]
 
 
 class Host:
-    """The files of the model server, and what systemd says of it; tests have a `root` of their own."""
+    """The files of the model server, and its state in systemd; tests pass their own `root`."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         home, data = root / "opt/model-server", root / "var/lib/model-server"
@@ -80,7 +80,7 @@ class Host:
         return State({link: str(target) for link, target in links.items()}, files)
 
     def put(self, state: State) -> None:
-        """Put all in its place that the state has."""
+        """Restore the links and files of the state; one that is None stays as it is."""
         for file, content in state.files.items():
             if content is not None:
                 replace_file(file, content)
@@ -104,33 +104,33 @@ class Host:
         return run("systemctl", "show", f"--property={property_}", "--value", SERVICE).stdout.strip()
 
     def restart(self, move_socket: bool, cursor: str) -> None:
-        if move_socket:  # it cannot move while it is open
+        if move_socket:  # systemd cannot move an open socket
             run("systemctl", "stop", SOCKET)
         run("systemctl", "reset-failed", SERVICE)
-        self.tell("restart", cursor)
+        self.systemctl("restart", cursor)
 
-    def tell(self, verb: str, cursor: str) -> None:
-        """Have the service reloaded or restarted.
+    def systemctl(self, verb: str, cursor: str) -> None:
+        """Reload or restart the service.
 
         Raises:
-            DeploymentError: it failed; the message is what the service has said since `cursor`.
+            DeploymentError: it failed; the message is what the service has logged since `cursor`.
         """
         answer = run("systemctl", verb, SERVICE)
         if answer.returncode:
-            raise DeploymentError(said_since(cursor) or answer.stderr.strip())
+            raise DeploymentError(logged_since(cursor) or answer.stderr.strip())
 
     def deployed(self) -> Optional[Deployment]:
-        """Return what should serve."""
+        """Return the deployment that should serve."""
         return parsed(self.deployment.read_bytes()) if self.deployment.exists() else None
 
     def entries(self) -> List[Entry]:
         """Return the history, oldest first."""
         lines = self.history.read_text().splitlines() if self.history.exists() else []
         rows = [line.split() for line in lines if not line.startswith("#")]
-        return [Entry(row[0], Deployment(*row[1:])) for row in rows if len(row) == 4]  # none that was cut short
+        return [Entry(row[0], Deployment(*row[1:])) for row in rows if len(row) == 4]  # skip a truncated line
 
     def choices(self) -> List[Entry]:
-        """Return what can be gone back to, latest first, each pair of a release and a bundle once."""
+        """Return what can be rolled back to, latest first, each pair of a release and a bundle once."""
         found: Dict[Sequence[str], Entry] = {}
         for entry in reversed(self.entries()):
             if self.is_complete(entry.deployment) and self.settings_of(entry.deployment).exists():
@@ -139,14 +139,15 @@ class Host:
 
     def is_complete(self, deployment: Deployment) -> bool:
         release = self.releases / deployment.release
-        files = (release / ".complete", release / "release.env")
+        # The units start this console script; releases from before it have none.
+        files = (release / ".complete", release / "release.env", release / "venv/bin/model-server")
         return all(file.is_file() for file in files) and (self.bundles / deployment.bundle).is_dir()
 
     def settings_of(self, deployment: Deployment) -> Path:
         return self.kept_settings / f"{deployment.settings}.env"
 
     def record(self, deployment: Deployment) -> None:
-        """Note that this serves from now on, unless that is known."""
+        """Append the deployment to the history, unless it is the last entry."""
         self.kept_settings.mkdir(mode=0o750, exist_ok=True)
         replace_file(self.settings_of(deployment), self.settings.read_bytes())
         entries = self.entries()
@@ -157,12 +158,12 @@ class Host:
         replace_file(self.history, "".join((HEADER, *lines)).encode())
 
     def prune(self) -> None:
-        """Remove what is no longer to be gone back to, and what never served."""
+        """Remove what is too old to be rolled back to, and what never served."""
         serving = self.deployed()
         choices = [] if serving is None else [serving]
         choices += [entry.deployment for entry in self.choices() if entry.deployment != serving]
         releases = list(dict.fromkeys(choice.release for choice in choices))[:KEPT]
-        # A release that is kept needs the bundle that it served last.
+        # A release that is kept needs the bundle that it served with last.
         last = {choice.release: choice.bundle for choice in reversed(choices)}
         bundles = list(dict.fromkeys(choice.bundle for choice in choices))[:KEPT] + [last[name] for name in releases]
         settings = [
@@ -177,11 +178,11 @@ class Host:
 
 
 def settle(host: Host) -> None:
-    """Note what serves, or put it back in its place, where an earlier run was killed before it did so."""
+    """Complete an earlier run that was killed: record what serves, or restore its links and files."""
     deadline = time.monotonic() + SETTLING
     while host.is_changing() and time.monotonic() < deadline:
         time.sleep(0.5)
-    if not host.is_active():  # what was to start is not what serves
+    if not host.is_active():  # the files may not be those of a deployment that works
         return
     content = host.running.read_bytes() if host.running.exists() else b""
     serving = parsed(content)
@@ -196,20 +197,20 @@ def settle(host: Host) -> None:
 
 
 def roll_over(host: Host, deployment: Deployment, files: Mapping[Path, Optional[bytes]]) -> None:
-    """Let a deployment serve, started from these files.
+    """Start a deployment with these files.
 
     Raises:
-        DeploymentError: it does not serve; what served before has been put back.
+        DeploymentError: it does not serve; what served before has been restored.
     """
     if not host.is_complete(deployment):
         raise DeploymentError(f"On this host {deployment} is not complete.")
     wanted, former = host.state_of(deployment, files), host.state()
-    # By what is deployed as well: an earlier run may have been killed before it had started the service by them.
+    # Not by the unit files alone: an earlier run may have been killed before it restarted the service with them.
     new_units = units_in(former.files[host.deployment]) != units_in(files[host.deployment]) or any(
         former.files[unit] != files[unit] for unit in (host.service, host.socket)
     )
     move_socket = former.files[host.socket] not in (None, files[host.socket])
-    # What runs must know how to hand over: asked before systemd reads a unit that it was not started by.
+    # Ask before daemon-reload: the running service must support the handover, not the new unit.
     served, can_reload = host.is_active(), host.can_reload() and not move_socket
     process = host.shown("MainPID")
     cursor = end_of_journal()
@@ -219,15 +220,18 @@ def roll_over(host: Host, deployment: Deployment, files: Mapping[Path, Optional[
             check_units(host)
             run("systemctl", "daemon-reload")
         if can_reload:
-            if new_units:  # what runs is not started by them yet, should this end before the restart
+            if new_units:  # the old units are still in effect, if this run is killed before the restart
                 replace_file(host.deployment, naming(deployment, former.files[host.deployment] or b""))
-            host.tell("reload", cursor)
+            host.systemctl("reload", cursor)
         if new_units or not can_reload:
             host.put(wanted)
             host.restart(move_socket, cursor)
     except (DeploymentError, OSError) as error:
         failure = f"The deployment of {deployment} failed:\n{error}"
-        if None in (*former.links.values(), *former.files.values()):  # the first one: there is nothing to go back to
+        if None in (
+            *former.links.values(),
+            *former.files.values(),
+        ):  # the first deployment: there is nothing to restore
             raise DeploymentError(failure) from error
         host.put(former)
         if new_units:
@@ -237,12 +241,12 @@ def roll_over(host: Host, deployment: Deployment, files: Mapping[Path, Optional[
                 host.restart(move_socket, end_of_journal())
             except DeploymentError as second:
                 raise DeploymentError(f"{failure}\nWhat served before does not start either:\n{second}") from error
-        outcome = "What served before goes on" if served else "What was deployed before is in its place again"
+        outcome = "What served before keeps serving" if served else "What was deployed before has been restored"
         raise DeploymentError(f"{failure}\n{outcome}: {host.deployed()}.") from error
 
 
 def apply(host: Host) -> str:
-    """Let serve what the last play has laid out."""
+    """Deploy what the last play has laid out."""
     content = (host.next / "deployment").read_bytes()
     deployment = parsed(content)
     if deployment is None:
@@ -255,7 +259,7 @@ def apply(host: Host) -> str:
 
 
 def rollback(host: Host, release: str) -> str:
-    """Let serve what served before, or the named release with the bundle and settings that it served with last."""
+    """Return to what served before, or to the named release with the bundle and settings that it served with last."""
     serving, choices = host.deployed(), [entry.deployment for entry in host.choices()]
     if serving is None:
         raise DeploymentError("Nothing has been deployed on this host yet; run site.yml.")
@@ -281,7 +285,7 @@ def rollback(host: Host, release: str) -> str:
 
 
 def choices(host: Host) -> str:
-    """Show what can be gone back to, latest first."""
+    """List what can be rolled back to, latest first."""
     serving = host.deployed()
     return "\n".join(
         f"{entry.since} {entry.deployment}{', which serves' if entry.deployment == serving else ''}"
@@ -301,7 +305,7 @@ def units_in(content: Optional[bytes]) -> List[str]:
 
 
 def naming(deployment: Deployment, content: bytes) -> bytes:
-    """Return the lines of a file `deployment`, about another one."""
+    """Return the content of a file `deployment`, changed to name this one."""
     text = content.decode()
     for field, name in deployment._asdict().items():
         text = re.sub(rf"(?m)^{field}: .*$", f"{field}: {name}", text)
@@ -309,7 +313,7 @@ def naming(deployment: Deployment, content: bytes) -> bytes:
 
 
 def check_units(host: Host) -> None:
-    """Raise DeploymentError for units that systemd does not take; each of the two is only valid beside the other."""
+    """Raise DeploymentError for units that systemd rejects; both at once, since each refers to the other."""
     answer = run("systemd-analyze", "verify", str(host.socket), str(host.service))
     if answer.returncode:
         raise DeploymentError(answer.stderr.strip())
@@ -320,8 +324,8 @@ def end_of_journal() -> str:
     return shown.rpartition("-- cursor: ")[2].strip()
 
 
-def said_since(cursor: str) -> str:
-    """Return the model server's sentences in its journal since then; where there are none, its last lines."""
+def logged_since(cursor: str) -> str:
+    """Return the model server's error messages in its journal since then; without any, its last lines."""
     run("journalctl", "--sync")
     options = ("--unit", SERVICE, f"--after-cursor={cursor}", "--output=json", "--no-pager", "--quiet")
     entries = [json.loads(line) for line in run("journalctl", *options).stdout.splitlines()]
@@ -335,7 +339,7 @@ def run(*command: str) -> "subprocess.CompletedProcess[str]":
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Replace a file in one step, if it differs; it belongs to whom its directory belongs to."""
+    """Replace a file atomically, if it differs; its owner is that of its directory."""
     if path.exists() and path.read_bytes() == content:
         return
     beside = path.with_name(f".{path.name}.new")
@@ -348,41 +352,43 @@ def replace_file(path: Path, content: bytes) -> None:
 
 def replace_link(path: Path, target: str) -> None:
     beside = path.with_name(f".{path.name}.new")
-    if beside.is_symlink():  # of a run that was killed
+    if beside.is_symlink():  # left by a run that was killed
         beside.unlink()
     beside.symlink_to(target)
     beside.replace(path)
 
 
 def remove(path: Path) -> None:
-    """Remove a release, a bundle or a file; half of it is never found under its name."""
+    """Remove a release, a bundle or a file; it is renamed first, so that no half of it has its name."""
     beside = path.with_name(f"{path.name}.partial") if path.suffix != ".partial" else path
     path.replace(beside)
     if beside.is_dir():
-        shutil.rmtree(str(beside), ignore_errors=True)  # what is left goes the next time
+        shutil.rmtree(str(beside), ignore_errors=True)  # the next run removes the rest
     else:
         beside.unlink()
 
 
 def main(arguments: Optional[Sequence[str]] = None, root: Path = Path("/")) -> None:
-    """Run the command line; ends with a sentence and exit status 1 when what was asked for does not serve."""
+    """Run the command line; exit with a message and status 1 if the wanted deployment does not serve."""
     parser = argparse.ArgumentParser(prog="model-server-deployment", description=__doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.required = True
-    commands.add_parser("apply", help="what the last play has laid out in /etc/model-server/next")
-    back = commands.add_parser("rollback", help="what served before; going back twice goes forth again")
-    back.add_argument("release", nargs="?", default="", help="a certain one, with the bundle that it served with last")
-    commands.add_parser("list", help="what can be gone back to, latest first")
+    commands.add_parser("apply", help="deploy what the last play has laid out in /etc/model-server/next")
+    back = commands.add_parser(
+        "rollback", help="return to what served before; a second rollback returns to the newer one"
+    )
+    back.add_argument("release", nargs="?", default="", help="this release, with the bundle that it served with last")
+    commands.add_parser("list", help="list what can be rolled back to, latest first")
     options = parser.parse_args(arguments)
     host = Host(root)
     try:
         if options.command == "list":
             print(choices(host))  # noqa: T201 - a command's answer
             return
-        # Whoever started this may go, with an SSH connection or by Ctrl-C: links and service are not left apart.
+        # A lost SSH connection or Ctrl-C must not leave links and service in different states.
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        # Another one, whose play was killed, comes to its end first.
+        # Wait for a run whose play was killed.
         fcntl.flock(os.open(str(host.data), os.O_RDONLY), fcntl.LOCK_EX)
         settle(host)
         print(apply(host) if options.command == "apply" else rollback(host, options.release))  # noqa: T201

@@ -82,7 +82,8 @@ class Machine:
         """Do what the role does before it rolls over."""
         directory = self.root / "opt/model-server/releases" / release
         directory.mkdir(exist_ok=True)
-        for name in (".complete", "release.env"):
+        (directory / "venv/bin").mkdir(parents=True, exist_ok=True)
+        for name in (".complete", "release.env", "venv/bin/model-server"):
             (directory / name).touch()
         (self.root / "var/lib/model-server/bundles" / bundle).mkdir(exist_ok=True)
         files = {
@@ -188,7 +189,7 @@ def test_what_fails_leaves_all_as_it_was(machine: Machine, unit: str) -> None:
     assert result.returncode == 1
     assert result.stderr == (
         f"The deployment of release b with bundle bad failed:\n{FAILURE}\n"
-        "What served before goes on: release a with bundle m.\n"
+        "What served before keeps serving: release a with bundle m.\n"
     )
     assert machine.texts() == before
     assert machine.served == ["a m settings 1"]
@@ -260,6 +261,22 @@ def test_named_release_comes_with_its_last_bundle(machine: Machine) -> None:
     assert machine.served[-1] == "a n settings 1"
 
 
+def test_release_without_the_console_script_is_not_a_choice(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    machine.deploy("b", "m")
+    (machine.root / "opt/model-server/releases/a/venv/bin/model-server").unlink()
+
+    result = machine.rollback()
+
+    assert result.returncode == 1
+    assert (
+        result.stderr
+        == "There is nothing to go back to: release b with bundle m serves, and this host keeps no other.\n"
+    )
+    assert machine.run("list").stdout.split("Z ")[1:] == ["release b with bundle m, which serves\n"]
+    assert machine.rollback("a").stderr == "There is no release 'a' to go back to; there are: b.\n"
+
+
 def test_rollback_leaves_units_and_socket_alone(machine: Machine) -> None:
     machine.deploy("a", "m")
     machine.deploy("b", "m", unit="other", socket="other")
@@ -283,7 +300,7 @@ def test_rollback_that_fails_leaves_all_as_it_was(machine: Machine) -> None:
     result = machine.rollback()
 
     assert result.returncode == 1
-    assert result.stderr.endswith("What served before goes on: release b with bundle m.\n")
+    assert result.stderr.endswith("What served before keeps serving: release b with bundle m.\n")
     assert machine.texts()["model-server/deployment"] == before["model-server/deployment"]
 
 
@@ -372,7 +389,7 @@ def test_what_a_killed_run_left_is_not_taken_for_what_serves(machine: Machine) -
 
     result = machine.run("apply")
 
-    assert result.stderr.endswith("What served before goes on: release a with bundle m.\n")
+    assert result.stderr.endswith("What served before keeps serving: release a with bundle m.\n")
     assert machine.texts() == before
 
 
