@@ -133,15 +133,19 @@ class Host:
         """Return what can be rolled back to, latest first, each pair of a release and a bundle once."""
         found: Dict[Sequence[str], Entry] = {}
         for entry in reversed(self.entries()):
-            if self.is_complete(entry.deployment) and self.settings_of(entry.deployment).exists():
+            if self.can_be_started(entry.deployment) and self.settings_of(entry.deployment).exists():
                 found.setdefault(entry.deployment[:2], entry)
         return list(found.values())
 
     def is_complete(self, deployment: Deployment) -> bool:
         release = self.releases / deployment.release
-        # The units start this console script; releases from before it have none.
-        files = (release / ".complete", release / "release.env", release / "venv/bin/model-server")
+        files = (release / ".complete", release / "release.env")
         return all(file.is_file() for file in files) and (self.bundles / deployment.bundle).is_dir()
+
+    def can_be_started(self, deployment: Deployment) -> bool:
+        # The units run this console script; releases from before it have none.
+        script = self.releases / deployment.release / "venv/bin/model-server"
+        return self.is_complete(deployment) and script.is_file()
 
     def settings_of(self, deployment: Deployment) -> Path:
         return self.kept_settings / f"{deployment.settings}.env"
