@@ -232,10 +232,8 @@ def roll_over(host: Host, deployment: Deployment, files: Mapping[Path, Optional[
             host.restart(move_socket, cursor)
     except (DeploymentError, OSError) as error:
         failure = f"The deployment of {deployment} failed:\n{error}"
-        if None in (
-            *former.links.values(),
-            *former.files.values(),
-        ):  # the first deployment: there is nothing to restore
+        # The first deployment: there is nothing to restore.
+        if None in (*former.links.values(), *former.files.values()):
             raise DeploymentError(failure) from error
         host.put(former)
         if new_units:
