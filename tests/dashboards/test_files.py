@@ -257,7 +257,7 @@ def test_boards_are_linked_by_their_tag(board: Board) -> None:
     assert (link["type"], link["tags"]) == ("dashboards", board["tags"])
 
 
-def test_flaws_of_the_original_lab_are_mended(board: Board) -> None:
+def test_flaws_of_the_original_lab_are_corrected(board: Board) -> None:
     queries = " ".join(target["expr"] for target in targets(board))
     assert "/etc/hosts" not in queries
     assert not re.search("apple|grapes|lemon", str(board)), "class names come from labels"
