@@ -34,7 +34,7 @@ DATASOURCE = {
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The package; beside Molecule's files it is no part of the project's own import path."""
     monkeypatch.syspath_prepend(str(SOURCE.parent))
-    for module in ("server", "settings", "provisioning", "accounts"):
+    for module in ("configuration", "server"):
         importlib.import_module(f"grafana_stand_in.{module}")
     return importlib.import_module("grafana_stand_in")
 
@@ -63,13 +63,13 @@ def write(etc: Path, topic: str, **content: Any) -> None:
 
 def settings(stand_in: Any, etc: Path) -> Any:
     paths = [f"cfg:default.paths.data={etc}", f"cfg:default.paths.provisioning={etc / 'provisioning'}"]
-    return stand_in.settings.read_settings(
+    return stand_in.configuration.read_settings(
         etc / "grafana.ini", [*paths, "cfg:server.http_addr=127.0.0.1", "cfg:server.http_port=0"]
     )
 
 
 def test_takes_the_checked_in_dashboards(stand_in: Any, etc: Path) -> None:
-    read = stand_in.provisioning.read_provisioning(etc / "provisioning")
+    read = stand_in.configuration.read_provisioning(etc / "provisioning")
     assert sorted(read.dashboards) == [file.stem for file in FILES]
 
 
@@ -102,13 +102,13 @@ def test_refuses_an_ini_that_grafana_would_misread(stand_in: Any, etc: Path, ini
 def test_refuses_a_wrong_datasource(stand_in: Any, etc: Path, change: dict[str, Any], complaint: str) -> None:
     write(etc, "datasources", datasources=[{**DATASOURCE, **change}])
     with pytest.raises(stand_in.ConfigurationError, match=complaint):
-        stand_in.provisioning.read_provisioning(etc / "provisioning")
+        stand_in.configuration.read_provisioning(etc / "provisioning")
 
 
 def test_refuses_a_provider_without_its_directory(stand_in: Any, etc: Path) -> None:
     write(etc, "dashboards", providers=[{**provider(etc), "options": {"path": "/nonexistent"}}])
     with pytest.raises(stand_in.ConfigurationError, match="is not there"):
-        stand_in.provisioning.read_provisioning(etc / "provisioning")
+        stand_in.configuration.read_provisioning(etc / "provisioning")
 
 
 def test_refuses_a_home_dashboard_that_is_not_there(stand_in: Any, etc: Path) -> None:
@@ -135,17 +135,17 @@ def test_says_what_it_is(url: str) -> None:
 
 def test_knows_a_stranger_from_the_admin(url: str) -> None:
     assert requests.get(f"{url}/api/search", timeout=5).status_code == 401
-    with requests.Session() as session:
-        wrong = session.post(f"{url}/login", json={"user": "admin", "password": "admin"}, timeout=5)
-        assert (wrong.status_code, session.get(f"{url}/api/org", timeout=5).status_code) == (401, 401)
-        right = session.post(f"{url}/login", json={"user": "admin", "password": "first#one"}, timeout=5)
-        assert (right.status_code, right.json()["message"]) == (200, "Logged in")
-        found = session.get(f"{url}/api/search", timeout=5).json()
+    wrong = requests.post(f"{url}/login", json={"user": "admin", "password": "admin"}, timeout=5)
+    assert (wrong.status_code, requests.get(f"{url}/api/org", timeout=5).status_code) == (401, 401)
+    right = requests.post(f"{url}/login", json={"user": "admin", "password": "first#one"}, timeout=5)
+    assert (right.status_code, right.json()["message"]) == (200, "Logged in")
+    found = requests.get(f"{url}/api/search", auth=("admin", "first#one"), timeout=5).json()
     assert [board["uid"] for board in found] == [file.stem for file in FILES]
 
 
 def test_password_of_the_ini_counts_once(stand_in: Any, etc: Path, url: str) -> None:
-    accounts = stand_in.accounts.Accounts(str(etc), "admin", "second")
+    again = {**settings(stand_in, etc), "security.admin_password": "second"}
+    accounts = stand_in.server.Accounts(again)
     assert not accounts.check("admin", "second")
     accounts.set_password("third")
     assert requests.get(f"{url}/api/org", auth=("admin", "third"), timeout=5).status_code == 200

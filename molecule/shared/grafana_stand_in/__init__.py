@@ -1,7 +1,7 @@
 """A stand-in for Grafana, for test machines that cannot reach Grafana's package repository.
 
-It is not Grafana, and says so in its package, log, pages and version. It has Grafana's package name, paths, user, unit and
-port, reads the real configuration strictly, and answers the API calls that the role and the tests use.
+It is not Grafana, and says so in its package, journal, pages and version. It has Grafana's package name, paths, user,
+unit and port, reads the real configuration strictly, and answers what the role and the tests ask.
 Python 3.8, standard library and PyYAML only, because it runs on the target.
 """
 

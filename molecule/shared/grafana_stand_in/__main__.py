@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 from . import NOTICE, VERSION, ConfigurationError
-from .accounts import Accounts
-from .server import Server
-from .settings import read_settings
+from .configuration import read_settings
+from .server import Accounts, Server
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -18,30 +17,25 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--version", "-v", action="version", version=f"Version {VERSION}")
     parts = parser.add_subparsers(dest="part", required=True)
     server = parts.add_parser("server")
-    cli = parts.add_parser("cli")
-    for part in (server, cli):
-        part.add_argument("--version", "-v", action="version", version=f"Version {VERSION}")
-        part.add_argument("--config", type=Path, default=Path("/etc/grafana/grafana.ini"))
-    server.add_argument("--pidfile", help="not used")
-    server.add_argument("--packaging", help="not used")
+    server.add_argument("--config", type=Path, required=True)
+    for unused in ("--pidfile", "--packaging"):
+        server.add_argument(unused)
     server.add_argument("overrides", nargs="*", metavar="cfg:default.section.key=value")
-    cli.add_argument("topic", choices=["admin"])
-    cli.add_argument("command", choices=["reset-admin-password"])
-    cli.add_argument("--password-from-stdin", action="store_true", required=True)
+    admin = parts.add_parser("cli").add_subparsers(required=True).add_parser("admin").add_subparsers(required=True)
+    admin.add_parser("reset-admin-password").add_argument("--password-from-stdin", action="store_true", required=True)
     return parser.parse_args(arguments)
 
 
 def main() -> None:
     options = parsed(sys.argv[1:])
-    settings = read_settings(options.config, getattr(options, "overrides", []))
     if options.part == "cli":
-        admin = settings["security.admin_user"], settings["security.admin_password"]
-        Accounts(settings["paths.data"], *admin).set_password(sys.stdin.read().rstrip("\n"))
-        print("Admin password changed successfully ✔")  # noqa: T201 - a command's answer
+        settings = read_settings(Path("/etc/grafana/grafana.ini"), [])
+        Accounts(settings).set_password(sys.stdin.read().rstrip("\n"))
         return
+    server = Server(read_settings(options.config, options.overrides))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    print(NOTICE, f"Version {VERSION}", flush=True)  # noqa: T201 - the journal
-    Server(settings).serve_forever()
+    print(NOTICE, f"Version {VERSION}", flush=True)  # noqa: T201 - for the journal
+    server.serve_forever()
 
 
 if __name__ == "__main__":
