@@ -16,11 +16,11 @@ from typing import Any, Callable, Optional, Set
 
 from model_server.server._uvicorn import HttpProtocol
 
-PATIENCE = 0.02  # seconds for which a connection is left to workers that have fewer
-IMPATIENCE = 1.0  # after that, accept everything for this many seconds
-PAUSE = 0.002  # seconds between two looks at a connection that is left to others
-BALANCE = 1.0  # seconds between two times that surplus connections are closed; by then their clients are back
-EXHAUSTED = 1.0  # seconds until the next attempt when there are no file descriptors left
+DEFER_SECONDS = 0.02  # seconds for which a connection is left to workers that have fewer
+GREEDY_SECONDS = 1.0  # after that, accept everything for this many seconds
+POLL_SECONDS = 0.002  # seconds between two looks at a connection that is left to others
+BALANCE_SECONDS = 1.0  # seconds between two times that surplus connections are closed; by then their clients are back
+RETRY_SECONDS = 1.0  # seconds until the next attempt when there are no file descriptors left
 ABSENT = -1
 BACKLOG = 24  # offset of tcpi_unacked in the kernel's struct tcp_info: the backlog of a listening socket
 
@@ -76,9 +76,9 @@ class Connection(HttpProtocol):
 class Listener:
     """Accepts an even share of the connections of a socket on which several workers listen.
 
-    A worker that has its share leaves further connections to the others. After `PATIENCE` it accepts them all the same:
-    the others may be busy, or hang. A worker with more than its share, because another one started later or was slow,
-    closes the surplus: clients whose answer says `Connection: close` connect again.
+    A worker that has its share leaves further connections to the others. After `DEFER_SECONDS` it accepts them all the
+    same: the others may be busy, or hang. A worker with more than its share, because another one started later or was
+    slow, closes the surplus: clients whose answer says `Connection: close` connect again.
 
     Attributes:
         draining: whether every connection is closed after its next answer.
@@ -109,7 +109,7 @@ class Listener:
         self._surplus = 0
         self._balanced = time.monotonic()
         self._deferring_since: Optional[float] = None
-        self._impatient_until = 0.0
+        self._greedy_until = 0.0
         self._arriving: Set[asyncio.Task[Any]] = set()
         self._resumed: Optional[asyncio.TimerHandle] = None
         self.count(0)
@@ -139,18 +139,16 @@ class Listener:
         if self.draining:
             return True
         now = time.monotonic()
-        if now > self._balanced + BALANCE:
+        if now > self._balanced + BALANCE_SECONDS:
             self._balanced = now
-            self._surplus = (
-                0 if self._closed or now < self._impatient_until else self._connections - self._counts.fair()
-            )
+            self._surplus = 0 if self._closed or now < self._greedy_until else self._connections - self._counts.fair()
         self._surplus -= 1
         return self._surplus >= 0
 
     def _accept(self) -> None:
         while self._waiting.poll(0):
             if self._should_defer():
-                self._pause(PAUSE)
+                self._pause(POLL_SECONDS)
                 return
             self._deferring_since = None
             try:
@@ -159,7 +157,7 @@ class Listener:
                 continue
             except OSError as error:
                 log.error("No connection can be accepted: %s.", error.strerror)
-                self._pause(EXHAUSTED)
+                self._pause(RETRY_SECONDS)
                 return
             self._adopt(connection)
         self._deferring_since = None
@@ -168,12 +166,12 @@ class Listener:
         if self._connections < self._counts.fair(self._backlog()):
             return False
         now = time.monotonic()
-        if now < self._impatient_until:
+        if now < self._greedy_until:
             return False
         if self._deferring_since is None:
             self._deferring_since = now
-        if now > self._deferring_since + PATIENCE:
-            self._impatient_until = now + IMPATIENCE
+        if now > self._deferring_since + DEFER_SECONDS:
+            self._greedy_until = now + GREEDY_SECONDS
             return False
         return True
 

@@ -109,7 +109,7 @@ def hand_over(master: int, runtime_dir: Path, on_taken_over: Callable[[int], Non
             if not _is_alive(successor):
                 raise HandoverError("the new server did not start, and the old one goes on; the lines above say why.")
             time.sleep(POLL)
-    except BaseException:  # also when systemd's patience ends
+    except BaseException:  # also the SIGTERM that systemd sends after TimeoutStartSec
         _end(_process_in(link))
         raise
     finally:

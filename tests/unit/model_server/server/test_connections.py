@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Callable, Iterator, List
 
-from model_server.server.connections import BALANCE, IMPATIENCE, PATIENCE, ConnectionCounts, Listener
+from model_server.server.connections import BALANCE_SECONDS, DEFER_SECONDS, GREEDY_SECONDS, ConnectionCounts, Listener
 from tests.unit.model_server.server.gunicorn_process import Server, connection_header, wait_for
 
 Encode = Callable[..., bytes]
@@ -67,7 +67,7 @@ def test_a_new_worker_gets_its_share_of_kept_connections(server: Server) -> None
 
         def stays_even() -> bool:
             nonlocal let_go
-            time.sleep(1.5 * BALANCE)
+            time.sleep(1.5 * BALANCE_SECONDS)
             closed = sum(connection_header(client) == "close" for client in clients)
             let_go += closed
             return not closed and list(map(established, server.workers())) == [6, 6]
@@ -114,7 +114,7 @@ def test_a_connection_is_left_to_the_others_and_then_taken() -> None:
             listener.close()
             return accepted[1] - begun
 
-    assert asyncio.run(listen()) >= PATIENCE
+    assert asyncio.run(listen()) >= DEFER_SECONDS
     assert counts.fair() == 0, "a listener that is closed gets nothing"
 
 
@@ -135,7 +135,7 @@ def assert_shared_out_evenly(server: Server, connect: Callable[[Iterator[socket.
         assert sum(counts) >= 40
         if max(counts) <= 22:
             break
-        time.sleep(IMPATIENCE)  # until then a worker takes whatever comes
+        time.sleep(GREEDY_SECONDS)  # until then a worker takes whatever comes
     assert max(counts) <= 22, counts
 
 
