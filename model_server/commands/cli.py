@@ -1,6 +1,7 @@
 """The command line `model-server`, which is also `python -m model_server`."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Optional, Sequence
@@ -14,7 +15,11 @@ from model_server.settings import SettingsError
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
-    """Run the command line; ends with a sentence and exit status 1 when the command could not be carried out."""
+    """Run the command line.
+
+    Ends with a sentence and exit status 1 when the command could not be carried out; as shells have it, with 130 after
+    Ctrl-C, and 141 when nobody reads its output any more.
+    """
     parser = argparse.ArgumentParser(prog="model-server", description="Prepare models for the model server.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_bundle(commands)
@@ -26,6 +31,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         options.run(options)
     except (BundleError, CommandError, SettingsError, HandoverError) as error:
         sys.exit(f"{options.prefix}: {error}")
+    except KeyboardInterrupt:
+        print(f"{options.prefix}: interrupted.", file=sys.stderr)  # noqa: T201 - a command's error
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has enough, like `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest at its end
+        sys.exit(141)
 
 
 def add_train_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

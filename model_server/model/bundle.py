@@ -172,9 +172,10 @@ def write_bundle(path: Path, weights: bytes, fields: Dict[str, object], referenc
             write_reference(staging / REFERENCE, reference)
         os.rename(staging, path)
     except OSError as error:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
         raise BundleError(f"The bundle {path} cannot be written: {error.strerror}.") from error
+    finally:
+        if staging is not None:  # a rename has moved it away
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def refuse_existing(path: Path) -> None:
