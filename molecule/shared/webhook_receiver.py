@@ -1,4 +1,4 @@
-"""Stands in for whoever is told of alerts: keeps what Alertmanager posts, a JSON object a line.
+"""Stands in for the receiver of notifications: keeps what Alertmanager posts, a JSON object a line.
 
 Run as `python3 webhook_receiver.py PORT FILE`. To each notification it adds `received`, the Unix time of its arrival.
 """

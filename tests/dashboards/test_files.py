@@ -252,7 +252,7 @@ def test_drift_panels_show_the_thresholds() -> None:
         assert defaults["custom"]["thresholdsStyle"]["mode"] == "line"
 
 
-def test_boards_are_linked_by_their_tag(board: Board) -> None:
+def test_dashboards_are_linked_by_their_tag(board: Board) -> None:
     (link,) = board["links"]
     assert (link["type"], link["tags"]) == ("dashboards", board["tags"])
 

@@ -128,12 +128,12 @@ def url(stand_in: Any, etc: Path) -> Iterator[str]:
     thread.join()
 
 
-def test_says_what_it_is(url: str) -> None:
+def test_the_stand_in_says_that_it_is_one(url: str) -> None:
     assert requests.get(f"{url}/api/health", timeout=5).json()["version"].endswith("-stand-in")
     assert "stand-in for Grafana" in requests.get(f"{url}/login", timeout=5).text
 
 
-def test_knows_a_stranger_from_the_admin(url: str) -> None:
+def test_only_the_admin_can_log_in(url: str) -> None:
     assert requests.get(f"{url}/api/search", timeout=5).status_code == 401
     wrong = requests.post(f"{url}/login", json={"user": "admin", "password": "admin"}, timeout=5)
     assert (wrong.status_code, requests.get(f"{url}/api/org", timeout=5).status_code) == (401, 401)

@@ -171,7 +171,7 @@ class Alertmanager:
     def _ask(self, method: str, **options: Any) -> httpx.Response:
         with self.machine.http(ALERTMANAGER_PORT) as client:
             answer = client.request(method, "/api/v2/alerts", **options)
-            if answer.status_code == 404:  # 0.15 has version 1 only, 0.27 has it no more
+            if answer.status_code == 404:  # 0.15 has only version 1, 0.27 has it no longer
                 answer = client.request(method, "/api/v1/alerts", **options)
         assert answer.status_code == 200, answer.text
         return answer
@@ -188,7 +188,7 @@ class Told:
 
 @dataclass(frozen=True)
 class WebhookReceiver:
-    """Whoever is told of alerts: molecule/shared/webhook_receiver.py."""
+    """Receives the notifications: molecule/shared/webhook_receiver.py."""
 
     machine: Machine
 

@@ -32,7 +32,7 @@ DARKNESS = 0.3
 UNIT = "darkened-load"
 DRIFTED = {"alertname": "FeatureDrift", "feature": "brightness"}
 
-# What the rules say of a model server that is down, with the labels they leave to tell one from another.
+# The alerts of a model server that is down, with the labels that tell them apart.
 SERVER = {"job": "model_server", "instance": "server:8000"}
 SYMPTOMS = [
     {"alertname": "LatencyP50AboveObjective", "job": "model_server"},
@@ -45,7 +45,7 @@ SYMPTOMS = [
     {"alertname": "NoTraffic", **SERVER},
     {"alertname": "PrometheusScrapeSlow", **SERVER},
 ]
-# Has nothing to do with it.
+# An alert that it does not imply.
 ANOTHER = {"alertname": "HostMemoryLow", "job": "node", "instance": "server:9100"}
 
 
@@ -59,7 +59,7 @@ def alertmanager(server: Machine) -> Alertmanager:
     return Alertmanager(server)
 
 
-def test_nobody_is_told_of_drift_under_the_labs_load(load: Machine, prometheus: Prometheus, tell: Tell) -> None:
+def test_no_drift_alert_under_the_labs_load(load: Machine, prometheus: Prometheus, tell: Tell) -> None:
     # An earlier run's darkened images leave the window of the rules five minutes after they ended.
     ended = load.run("journalctl --unit %s --output short-unix --lines 1 --quiet --no-pager", UNIT)
     began = max(STARTED, float((ended or "0").split()[0]) + 310)
@@ -94,7 +94,7 @@ def test_darkened_images_raise_a_drift_alert(
     with darkened_load(load, tmp_path):
         started = time.time()
         wait_until(arrived, timeout=120, what="the alert that brightness has drifted")
-        tell("darkened images", f"told of the drift {arrived()[0].received - started:.1f} s after the load began")
+        tell("darkened images", f"notified of the drift {arrived()[0].received - started:.1f} s after the load began")
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def posted(alertmanager: Alertmanager, alerts: list[dict[str, str]]) -> Iterator
         alertmanager.post(until(time.time()))
 
 
-def test_stopped_server_is_told_without_its_symptoms(
+def test_stopped_server_is_notified_without_its_symptoms(
     model_server: ModelServer, receiver: WebhookReceiver, alertmanager: Alertmanager, tell: Tell
 ) -> None:
     def silenced() -> set[str]:
@@ -159,7 +159,7 @@ def test_stopped_server_is_told_without_its_symptoms(
             what="the alert that the model server is down",
         )
         down = receiver.told(started, "firing", alertname="TargetDown", **SERVER)[0].received
-        tell("model server stopped", f"told so {down - started:.1f} s later")
+        tell("model server stopped", f"notified {down - started:.1f} s later")
         with posted(alertmanager, [*SYMPTOMS, ANOTHER]):
             wait_until(
                 lambda: receiver.told(down, "firing", posted_by="test", **ANOTHER),
@@ -167,7 +167,7 @@ def test_stopped_server_is_told_without_its_symptoms(
                 what="an alert that is no symptom",
             )
             assert silenced() == {symptom["alertname"] for symptom in SYMPTOMS}
-            time.sleep(3)  # a symptom that were to be told would be by now
+            time.sleep(3)  # by now a symptom would have been notified
         names = {alert.labels["alertname"] for alert in receiver.told(down, "firing")}
         assert names.isdisjoint(symptom["alertname"] for symptom in SYMPTOMS), names
 
@@ -178,4 +178,4 @@ def test_stopped_server_is_told_without_its_symptoms(
         what="the news that the model server is back",
     )
     resolved = receiver.told(ready - 1, "resolved", alertname="TargetDown", **SERVER)[0].received
-    tell("model server started again", f"told so {resolved - ready:.1f} s later")
+    tell("model server started again", f"notified {resolved - ready:.1f} s later")

@@ -65,7 +65,7 @@ def told(traffic: Traffic) -> str:
     )
 
 
-def test_killed_worker_takes_only_its_own_requests_along(model_server: ModelServer, tell: Tell) -> None:
+def test_killed_worker_loses_only_its_own_requests(model_server: ModelServer, tell: Tell) -> None:
     workers = model_server.workers()
     scrapes = [model_server.counters()]
     with Traffic(model_server) as traffic:
@@ -85,14 +85,14 @@ def test_killed_worker_takes_only_its_own_requests_along(model_server: ModelServ
     assert in_flight(traffic.failed, started, killed), traffic.failed
     assert traffic.refused == []
     assert fallen(scrapes) == {}
-    # Of those in flight in the killed worker one may be answered and not counted, or the reverse.
+    # A request in flight in the killed worker may be answered but not counted, or the reverse.
     assert answered(scrapes[-1]) - answered(scrapes[0]) == pytest.approx(len(traffic.answered), abs=traffic.clients)
 
 
 @pytest.mark.parametrize("began_by", ["restart", "reload"])
 def test_killed_master_refuses_no_connection(began_by: str, model_server: ModelServer, tell: Tell) -> None:
     machine = model_server.machine
-    machine.run("systemctl %s model-server", began_by)  # after a reload, it is none that systemd has started
+    machine.run("systemctl %s model-server", began_by)  # after a reload, systemd has not started this process itself
     master = model_server.master()
 
     def restarted() -> bool:
@@ -103,11 +103,13 @@ def test_killed_master_refuses_no_connection(began_by: str, model_server: ModelS
         time.sleep(2)
         machine.run("kill -KILL %s", str(master))
         back = wait_until(restarted, timeout=60, what="another master")
-        for _ in range(10):  # the workers of the lost one have gone by then
+        for _ in range(10):  # by then the workers of the lost master have stopped
             time.sleep(0.5)
             scrapes.append(model_server.counters())
 
-    tell(f"SIGKILL of gunicorn's master, begun by a {began_by}", f"another serves after {back:.1f} s; {told(traffic)}")
+    tell(
+        f"SIGKILL of gunicorn's master, begun by a {began_by}", f"a new one serves after {back:.1f} s; {told(traffic)}"
+    )
     assert traffic.refused == []
     assert traffic.longest_gap() < 5
     assert fallen(scrapes) == {}
@@ -130,7 +132,7 @@ def test_hanging_worker_is_replaced_while_the_others_serve(model_server: ModelSe
         f"another after {back:.1f} s; {meanwhile} answers meanwhile; {told(traffic)}",
     )
     assert workers[0] not in model_server.workers()
-    # A client that keeps its connection to this worker waits on it, once.
+    # A client with a connection to this worker waits for its answer, once.
     assert len(traffic.failed) <= traffic.clients, traffic.failed
     assert meanwhile > 10 * TIMEOUT
     assert traffic.longest_gap() < TIMEOUT / 2, "the others did not serve"
@@ -170,7 +172,7 @@ def short_of_memory(machine: Machine) -> Iterator[None]:
         machine.run("rm -r /run/systemd/system.control/model-server.service.d && systemctl daemon-reload")
 
 
-def test_full_disk_of_the_metrics_is_told_once(model_server: ModelServer, tell: Tell) -> None:
+def test_full_disk_of_the_metrics_is_logged_once(model_server: ModelServer, tell: Tell) -> None:
     machine = model_server.machine
 
     def lines() -> list[str]:
@@ -181,7 +183,7 @@ def test_full_disk_of_the_metrics_is_told_once(model_server: ModelServer, tell: 
             time.sleep(1)
             since = machine.run("date +@%s")
             machine.status(f"cat /dev/zero > {METRICS}/filler")
-            machine.run("systemctl reload model-server")  # new workers, that want files of their own
+            machine.run("systemctl reload model-server")  # new workers need files of their own
             time.sleep(1)
             early = lines()
             time.sleep(2)
@@ -238,7 +240,7 @@ def test_restart_is_ready_when_it_returns(began_by: str, model_server: ModelServ
     assert fallen([before, model_server.counters()]) == {}
 
 
-def test_stop_and_start_count_anew(model_server: ModelServer) -> None:
+def test_stop_and_start_count_from_zero(model_server: ModelServer) -> None:
     machine = model_server.machine
     machine.run(STOP)
     assert machine.status("systemctl is-active model-server") != 0
@@ -302,7 +304,7 @@ def test_corrupted_weights_are_refused_at_a_reload(model_server: ModelServer, te
     assert machine.run("systemctl is-active model-server") == "active"
 
 
-def test_killed_prometheus_lacks_only_the_time_it_was_away(
+def test_killed_prometheus_lacks_only_the_samples_of_its_absence(
     server: Machine, model_server: ModelServer, prometheus: Prometheus, tell: Tell
 ) -> None:
     moment, samples = time.time() - 5, "sum(count_over_time(up[30s]))"
@@ -334,7 +336,7 @@ def test_killed_prometheus_lacks_only_the_time_it_was_away(
     assert gaps[-2][0] < gap / 2, "samples are missing from a further time"
 
 
-def test_everything_is_back_after_the_machine_was_restarted(
+def test_everything_runs_again_after_the_machine_was_restarted(
     server: Machine, model_server: ModelServer, prometheus: Prometheus, tell: Tell
 ) -> None:
     moment, samples = time.time() - 5, "sum(count_over_time(up[30s]))"
@@ -350,7 +352,7 @@ def test_everything_is_back_after_the_machine_was_restarted(
     tell("restart of the server machine", f"{len(UNITS.split())} units active {back:.1f} s after its boot")
     assert model_server.ready()
     wait_until(lambda: server.get(GRAFANA_PORT, "/api/health").status_code == 200, timeout=30, what="Grafana")
-    # The first scrapes may have been of a service that had yet to start: what counts is where it settles.
+    # The first scrapes may find a service that is still starting: what counts is the state after that.
     settled = "sum(min_over_time(up[5s])) == 4 and sum(count_over_time(up[5s])) >= 16"
     wait_until(lambda: prometheus.query(settled), timeout=30, what="four targets up")
     assert before > 0

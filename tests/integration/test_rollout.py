@@ -28,7 +28,7 @@ from tests.integration.playbooks import REPOSITORY, Ansible
 USERS = 100  # of the deployed configuration
 SPAWN_RATE = 25
 UNIT = "rollout-load"
-# The controller is another machine than the server, and here its work must not take the server's cores.
+# In production the controller is another machine: here it must not take CPU time from the server.
 DEPLOY = ["nice", "-n", "19", "ansible-playbook", "site.yml", "--tags", "model_server", "--limit", "server"]
 # Tasks of the role, and the seconds after which they are interrupted.
 INSTALLS, LAID_OUT = ("PyTorch is installed", 2), ("Running service is the one that is deployed", 0)

@@ -60,7 +60,7 @@ def test_rules_are_valid(path: Path) -> None:
 
 @needs_promtool
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
-def test_rules_do_what_they_are_to_do(path: Path) -> None:
+def test_rules_pass_promtools_tests(path: Path) -> None:
     promtool("test", "rules", path)
 
 
@@ -100,7 +100,7 @@ def test_names_are_unique() -> None:
 
 
 @each_alert
-def test_alert_tells_what_its_reader_needs(alert: str) -> None:
+def test_alert_has_the_annotations_that_its_reader_needs(alert: str) -> None:
     rule = ALERTS[alert]
 
     assert list(rule) == ["alert", "expr", "for", "labels", "annotations"]

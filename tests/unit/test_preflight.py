@@ -297,7 +297,7 @@ def stopped(directory: Path, inventory: Dict[str, Any], plays: List[Dict[str, An
 
 
 @pytest.mark.parametrize(("group", "host"), [(group, host) for group in WRONG for host in WRONG[group]])
-def test_wrong_variable_is_told_in_a_sentence(said: Dict[str, Dict[str, str]], group: str, host: str) -> None:
+def test_wrong_variable_is_explained_in_a_sentence(said: Dict[str, Dict[str, str]], group: str, host: str) -> None:
     _, sentence = WRONG[group][host]
 
     assert sentence in said[group][host]

@@ -75,7 +75,7 @@ def test_tasks_only_import_the_phases(role: Path) -> None:
 
 
 @each_role
-def test_role_can_be_taken_away_again(role: Path) -> None:
+def test_role_can_be_removed_again(role: Path) -> None:
     assert options(role)[f"{role.name}_state"]["default"] == "present"
 
 

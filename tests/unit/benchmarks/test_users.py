@@ -15,7 +15,7 @@ def test_the_search_finds_the_most_users_that_the_server_can_handle(limit: int, 
     assert search.met <= limit < search.met * PRECISION + 1
 
 
-def test_one_pause_of_the_machine_decides_nothing() -> None:
+def test_one_pause_of_the_machine_does_not_change_the_result() -> None:
     search = Search(120, 1.5)
     paused = set()
     while search.next:

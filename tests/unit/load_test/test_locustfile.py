@@ -136,7 +136,7 @@ def test_any_other_answer_is_a_failure_that_says_why(locustfile: Any, task: str,
     assert "what the server said" in judgement
 
 
-def test_lost_connection_is_left_to_locust(locustfile: Any) -> None:
+def test_lost_connection_is_counted_by_locust(locustfile: Any) -> None:
     assert perform(locustfile, "predict", 0).answer.judgement is None
 
 

@@ -69,5 +69,5 @@ def test_the_page_has_it(hold: str) -> None:
         ("uvicorn.server.Server:self.nothing", "uvicorn.server.Server sets no self.nothing"),
     ],
 )
-def test_what_is_gone_is_named(hold: str, sentence: str) -> None:
+def test_a_missing_hold_is_named(hold: str, sentence: str) -> None:
     assert missing(hold) == sentence

@@ -84,7 +84,7 @@ def test_headers_in_any_case_and_a_part_without_type() -> None:
     assert read(part('CONTENT-DISPOSITION: form-data; name="file"; filename=""') + END) == Upload("", "", b"pixels")
 
 
-def test_a_preamble_and_blanks_after_boundaries_are_let_pass() -> None:
+def test_a_preamble_and_blanks_after_boundaries_are_accepted() -> None:
     padded = (file_part(b"image") + END).replace(b"--XX", b"--XX \t")
     for body in (b"\r\n" + padded, b"a preamble\r\n" + padded):
         assert read(body).data == b"image"
@@ -135,7 +135,7 @@ def test_a_form_without_a_boundary_is_refused(option: str) -> None:
     assert (error.status_code, error.detail) == (400, "The Content-Type multipart/form-data has no boundary.")
 
 
-def test_a_boundary_beyond_all_measure_is_refused() -> None:
+def test_a_far_too_long_boundary_is_refused() -> None:
     assert refused(file_part() + END, "multipart/form-data; boundary=" + "x" * 5000).status_code == 400
 
 
@@ -171,7 +171,7 @@ def test_floods_are_stopped() -> None:
     assert refused(part("A: b\r\n" * MAX_HEADER_BYTES + "A: b") + END).status_code == 400
 
 
-def test_noise_never_gets_further_than_a_client_error() -> None:
+def test_noise_is_a_client_error_at_most() -> None:
     rng = random.Random(0)
     whole = part('Content-Disposition: form-data; name="note"', b"hello") + file_part() + END
     for _ in range(500):

@@ -130,7 +130,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_first_deployment_is_started_and_noted(machine: Machine) -> None:
+def test_first_deployment_is_started_and_recorded(machine: Machine) -> None:
     result = machine.deploy("a", "m")
 
     assert result.returncode == 0, result.stderr
@@ -231,7 +231,7 @@ def test_incomplete_release_is_not_served(machine: Machine) -> None:
     assert machine.run("apply").stderr == "On this host release a with bundle m is not complete.\n"
 
 
-def test_rolling_back_twice_goes_forth_and_back(machine: Machine) -> None:
+def test_rolling_back_twice_returns_to_the_first(machine: Machine) -> None:
     machine.deploy("a", "m", settings="1")
     machine.deploy("b", "n", settings="2")
 
@@ -242,7 +242,7 @@ def test_rolling_back_twice_goes_forth_and_back(machine: Machine) -> None:
     assert machine.served[-2:] == ["a m settings 1", "b n settings 2"]
 
 
-def test_rollback_passes_over_changes_of_settings(machine: Machine) -> None:
+def test_rollback_skips_changes_of_settings(machine: Machine) -> None:
     machine.deploy("a", "m")
     machine.deploy("b", "m", settings="1")
     machine.deploy("b", "m", settings="2")
@@ -304,7 +304,7 @@ def test_rollback_that_fails_leaves_all_as_it_was(machine: Machine) -> None:
     assert machine.texts()["model-server/deployment"] == before["model-server/deployment"]
 
 
-def test_nothing_to_go_back_to_is_told(machine: Machine) -> None:
+def test_nothing_to_roll_back_to_is_explained(machine: Machine) -> None:
     nothing = machine.rollback()
     machine.deploy("a", "m")
 
@@ -315,7 +315,7 @@ def test_nothing_to_go_back_to_is_told(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("name", ["d", "../a", "a/../a", "/"])
-def test_unknown_release_is_told_with_those_that_are_there(machine: Machine, name: str) -> None:
+def test_unknown_release_is_refused_with_the_known_ones(machine: Machine, name: str) -> None:
     machine.deploy("a", "m")
     machine.deploy("b", "m")
 
@@ -341,7 +341,7 @@ def test_three_releases_and_bundles_are_kept(machine: Machine) -> None:
     assert [(words[2], words[5].rstrip(",")) for words in listed] == [("r4", "b4"), ("r3", "b3"), ("r2", "b2")]
 
 
-def test_all_that_is_listed_can_be_gone_back_to(machine: Machine) -> None:
+def test_everything_listed_can_be_rolled_back_to(machine: Machine) -> None:
     for release, bundle in (("a", "m"), ("b", "n"), ("b", "o"), ("b", "p"), ("b", "q")):
         machine.deploy(release, bundle)
 
@@ -378,7 +378,7 @@ def test_end_of_the_play_does_not_end_a_roll_over(machine: Machine) -> None:
     assert machine.served[-1] == "b m settings 1"
 
 
-def test_what_a_killed_run_left_is_not_taken_for_what_serves(machine: Machine) -> None:
+def test_a_killed_runs_files_are_not_taken_for_the_serving_ones(machine: Machine) -> None:
     machine.deploy("a", "m")
     before = machine.texts()
     machine.lay_out("b", "bad", settings="2")
@@ -410,7 +410,7 @@ def test_is_made_only_of_what_python_3_8_knows() -> None:
     ast.parse(PROGRAM.read_text(), feature_version=(3, 8))
 
 
-def test_deployment_whose_program_was_killed_is_noted_by_the_next(machine: Machine) -> None:
+def test_deployment_whose_program_was_killed_is_recorded_by_the_next(machine: Machine) -> None:
     machine.deploy("a", "m")
     machine.deploy("b", "m")
     history = machine.root / "var/lib/model-server/deployments"

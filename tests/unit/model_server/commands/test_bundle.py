@@ -65,7 +65,7 @@ def refused(*arguments: Any) -> str:
     return sentence
 
 
-def test_a_sound_bundle_is_described(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_valid_bundle_is_described(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["bundle", "check", str(bundle)])
     said = capsys.readouterr().out.splitlines()
     sha256 = hashlib.sha256((bundle / "weights.pt").read_bytes()).hexdigest()

@@ -111,7 +111,7 @@ def test_what_makes_no_reference_ends_with_a_sentence(copy: Path, drawings: Path
     assert (copy / "reference.json").read_bytes() == clean
 
 
-def test_a_bundle_that_is_none_is_named(tmp_path: Path, drawings: Path) -> None:
+def test_something_that_is_no_bundle_is_named(tmp_path: Path, drawings: Path) -> None:
     with pytest.raises(SystemExit, match=r"^reference: .*model.yaml cannot be read: No such file or directory\.$"):
         run(tmp_path, drawings)
 

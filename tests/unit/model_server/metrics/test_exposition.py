@@ -116,7 +116,7 @@ def test_the_page_is_that_of_prometheus_client(workers: Workers) -> None:
         assert_same(Page(workers.directory), workers.directory)
 
 
-def test_what_a_server_asks_itself_is_not_shown(workers: Workers) -> None:
+def test_the_self_check_is_not_counted(workers: Workers) -> None:
     metrics = make_metrics()
     count(metrics, 1)
     before = Page(workers.directory).render()
@@ -153,9 +153,7 @@ def test_the_gauges_of_a_lost_worker_go(workers: Workers) -> None:
 
 
 @pytest.mark.parametrize("after", [["PUT"], ["PUT", "GET"], ["OPTIONS"], ["GET", "PUT", "HEAD"]])
-def test_a_file_that_is_replaced_is_read_anew(
-    workers: Workers, after: List[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replaced_file_is_read_again(workers: Workers, after: List[str], monkeypatch: pytest.MonkeyPatch) -> None:
     page = Page(workers.directory)
     for slot in "01":
         workers.slot = slot

@@ -89,7 +89,7 @@ def test_black_and_white_squares_have_the_most_contrast() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_the_points_speak_for_the_whole_image(picture: Image.Image, layout: Any) -> None:
+def test_the_sampled_pixels_represent_the_whole_image(picture: Image.Image, layout: Any) -> None:
     """Compare with the textbook's formulas over all pixels."""
     from model_server.metrics.features import LUMA, measure
 

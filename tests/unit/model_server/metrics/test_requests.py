@@ -62,11 +62,11 @@ def test_requests_to_known_paths_are_counted() -> None:
 
 
 @pytest.mark.parametrize("answer", [failing, silent])
-def test_no_answer_or_half_of_one_is_a_server_error(answer: Any) -> None:
+def test_no_answer_or_a_truncated_one_is_a_server_error(answer: Any) -> None:
     assert serve(answer, ("GET", "/known")) == {("GET", "/known", "500"): 1}
 
 
-def test_what_is_no_request_passes() -> None:
+def test_scopes_other_than_http_pass() -> None:
     seen = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

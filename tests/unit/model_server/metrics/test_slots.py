@@ -6,7 +6,7 @@ from model_server.metrics.slots import Slot, check_metrics_dir, release_free_slo
 from model_server.settings import SettingsError
 
 
-def test_a_directory_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_writable_directory_is_left_as_it_is(tmp_path: Path) -> None:
     check_metrics_dir(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -16,7 +16,7 @@ def test_no_directory_is_explained() -> None:
         check_metrics_dir(None)
 
 
-def test_a_directory_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
+def test_a_directory_without_write_permission_is_explained(tmp_path: Path) -> None:
     with pytest.raises(
         SettingsError, match=r"^PROMETHEUS_MULTIPROC_DIR is '.*/none', where .*: No such file or directory\.$"
     ):

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 
 
 @pytest.mark.parametrize("architecture", ["fruit-classifier", "FruitClassifier", "torch_script"])
-def test_a_slip_of_the_pen_is_seen_without_torchvision(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_name_is_found_without_torchvision(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from model_server.model.architectures import ArchitectureError, build_network
 
     monkeypatch.setitem(sys.modules, "torchvision", None)

@@ -136,7 +136,7 @@ def test_a_bad_field_is_named(bundle: Path, field: str, value: object) -> None:
         ),
     ],
 )
-def test_a_slip_of_the_pen_is_explained(bundle: Path, text: str, message: str) -> None:
+def test_a_misspelt_name_is_explained(bundle: Path, text: str, message: str) -> None:
     edit(bundle, **{text.split(":", maxsplit=1)[0]: None})
     with (bundle / "model.yaml").open("a") as manifest:
         manifest.write(text + "\n")

@@ -82,7 +82,7 @@ def test_a_state_dict_that_does_not_fit_is_explained(tmp_path: Path, state: Any,
 
 @pytest.mark.parametrize("architecture", ["fruit_classifier", "torchscript"])
 @pytest.mark.parametrize("weights", [b"", b"garbage", b"PK\x03\x04" + bytes(50), b"\x80\x02}q\x00."])
-def test_weights_that_are_none_are_refused(weights: bytes, architecture: str) -> None:
+def test_a_file_that_holds_no_weights_is_refused(weights: bytes, architecture: str) -> None:
     manifest = Manifest(**{**FIELDS, "weights_sha256": "0" * 64, "architecture": architecture})
     with pytest.raises(BundleError, match=r"weights\.pt "):
         load(Bundle(Path("b"), manifest, weights))

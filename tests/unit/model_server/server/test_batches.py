@@ -27,7 +27,7 @@ def no_lap(stage: str) -> None:
     pass
 
 
-def test_those_that_wait_are_predicted_together_and_the_first_come_first() -> None:
+def test_waiting_inputs_are_predicted_together_in_order() -> None:
     async def run() -> List[Any]:
         batches = Batches(model, 3)
         answers = await asyncio.gather(*(batches.predict(prepare(name), no_lap) for name in "abcde"))
@@ -38,7 +38,7 @@ def test_those_that_wait_are_predicted_together_and_the_first_come_first() -> No
     assert model.batches == [["a", "b", "c"], ["d", "e"], ["f"]]
 
 
-def test_the_event_loop_turns_between_two_that_are_prepared() -> None:
+def test_the_event_loop_runs_between_two_preparations() -> None:
     seen: List[str] = []
 
     def note(name: str) -> Callable[[], str]:
@@ -59,7 +59,7 @@ def test_the_event_loop_turns_between_two_that_are_prepared() -> None:
         assert "tick" in seen[seen.index(one) : seen.index(other)], seen
 
 
-def test_one_that_cannot_be_prepared_fails_alone_and_keeps_nobody_waiting() -> None:
+def test_an_input_that_cannot_be_prepared_fails_alone() -> None:
     def fail() -> str:
         raise ValueError("no image")
 
@@ -74,7 +74,7 @@ def test_one_that_cannot_be_prepared_fails_alone_and_keeps_nobody_waiting() -> N
     assert isinstance(error, ValueError)
 
 
-def test_one_that_the_model_fails_with_fails_alone() -> None:
+def test_an_input_that_the_model_fails_with_fails_alone() -> None:
     async def run() -> List[Any]:
         batches = Batches(model, 4)
         predictions = [batches.predict(prepare(name), no_lap) for name in "axb"]
@@ -87,7 +87,7 @@ def test_one_that_the_model_fails_with_fails_alone() -> None:
 
 
 @pytest.mark.parametrize("turns", [1, 2])
-def test_one_that_is_cancelled_keeps_nobody_waiting(turns: int) -> None:
+def test_a_cancelled_prediction_does_not_stop_the_queue(turns: int) -> None:
     async def run() -> Any:
         batches = Batches(model, 4)
         gone, stays = (asyncio.ensure_future(batches.predict(prepare(name), no_lap)) for name in "ab")

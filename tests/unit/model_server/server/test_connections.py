@@ -38,7 +38,7 @@ def test_connections_are_shared_out_evenly(server: Server) -> None:
     assert_shared_out_evenly(server, one_by_one)
 
 
-def test_connections_that_come_in_one_moment_are_shared_out_evenly(server: Server) -> None:
+def test_connections_that_arrive_at_once_are_shared_out_evenly(server: Server) -> None:
     def together(connections: Iterator[socket.socket]) -> None:
         waiting = list(connections)
         for connection in waiting:

@@ -13,7 +13,7 @@ from tests.unit.model_server.server.gunicorn_process import GUNICORN, Server, en
 Encode = Callable[..., bytes]
 
 
-def test_counters_outlive_the_workers_that_counted(server: Server, encode: Encode) -> None:
+def test_counters_survive_the_workers_that_counted(server: Server, encode: Encode) -> None:
     image = encode((40, 30))
     answered, last = 0, 0.0
     for round_ in range(20):
@@ -56,7 +56,7 @@ def test_more_workers_by_signal(server: Server, encode: Encode) -> None:
     assert server.lemons() == 1
 
 
-def test_workers_do_not_look_for_garbage_in_what_they_share(server: Server) -> None:
+def test_workers_do_not_collect_garbage_in_shared_memory(server: Server) -> None:
     answer = server.get("/frozen")
     assert answer
     assert answer.json() > 10_000

@@ -45,12 +45,12 @@ def serving(server: Server) -> int:
     return int(os.readlink(str(server.runtime_dir / "serving")))
 
 
-def test_the_place_is_the_last_taker_s(tmp_path: Path) -> None:
-    place = ServingMaster(tmp_path)
-    assert place.get() is None
-    place.set(11)
-    place.set(12)
-    assert place.get() == 12
+def test_the_last_master_that_was_set_is_serving(tmp_path: Path) -> None:
+    serving_master = ServingMaster(tmp_path)
+    assert serving_master.get() is None
+    serving_master.set(11)
+    serving_master.set(12)
+    assert serving_master.get() == 12
     assert [path.name for path in tmp_path.iterdir()] == ["serving"]
     nowhere = ServingMaster(None)
     nowhere.set(11)
@@ -127,7 +127,7 @@ def test_a_successor_that_does_not_start_changes_nothing(
     server.master = serving(server)
 
 
-def test_connections_are_let_go_while_a_successor_loads(server: Server) -> None:
+def test_connections_are_closed_while_a_successor_loads(server: Server) -> None:
     kept = http.client.HTTPConnection(server.url[7:], timeout=10)
     assert connection_header(kept) is None
     handover = begin_handover(server)
@@ -155,7 +155,7 @@ def test_an_interrupted_handover_is_taken_back_by_the_next(server: Server) -> No
     wait_for(lambda: len(server.workers()) == 2, 5)
 
 
-def test_systemd_losing_patience_leaves_the_old_one(server: Server) -> None:
+def test_a_timeout_of_systemd_leaves_the_old_one(server: Server) -> None:
     handover = begin_handover(server)
     successor = int(_target(server))
     wait_for(lambda: list(server.metrics_dir.glob("*_check*.db")))
@@ -174,7 +174,7 @@ def test_systemd_losing_patience_leaves_the_old_one(server: Server) -> None:
     assert not list(server.metrics_dir.glob("*_check*.db"))
 
 
-def test_without_an_order_the_signal_does_no_harm(server: Server) -> None:
+def test_without_an_order_the_signal_has_no_effect(server: Server) -> None:
     os.kill(server.master, signal.SIGUSR2)
     wait_for(lambda: "The handover failed" in server.log.read_text())
     assert server.get("/readyz")
@@ -187,7 +187,7 @@ def test_it_says_that_it_is_for_systemd(server: Server) -> None:
     assert done.stderr == "model server: handover: this is for systemd alone; run systemctl reload model-server.\n"
 
 
-def test_a_master_that_is_gone_is_told_in_a_sentence(server: Server) -> None:
+def test_a_missing_master_is_explained_in_a_sentence(server: Server) -> None:
     done = hand_over(server, MAINPID="999999999")
     assert done.returncode == 1
     assert done.stderr == "model server: handover: there is no process 999999999 to take over from.\n"

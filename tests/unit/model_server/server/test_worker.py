@@ -13,7 +13,7 @@ from tests.unit.model_server.server.gunicorn_process import Server, connection_h
 Encode = Callable[..., bytes]
 
 
-def test_workers_outlive_a_lost_master_until_the_next_one_s_serve(server: Server, encode: Encode) -> None:
+def test_workers_survive_a_lost_master_until_the_next_ones_serve(server: Server, encode: Encode) -> None:
     workers, image = server.workers(), encode((40, 30))
     os.kill(server.master, signal.SIGKILL)
     server.process.wait()
@@ -30,7 +30,7 @@ def test_workers_outlive_a_lost_master_until_the_next_one_s_serve(server: Server
 
 
 @pytest.mark.parametrize("server", [{"LEMON_SLEEPS": "0.3", "MODEL_SERVER_TIMEOUT": "4"}], indirect=True)
-def test_a_worker_with_much_to_do_does_not_pass_for_one_that_hangs(server: Server, encode: Encode) -> None:
+def test_a_busy_worker_is_not_taken_for_one_that_hangs(server: Server, encode: Encode) -> None:
     workers, image, stop = server.workers(), encode((40, 30)), Event()
 
     def client() -> bool:
