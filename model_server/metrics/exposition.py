@@ -5,33 +5,29 @@ names in a file are parsed once; after that, only its values are read.
 """
 
 import glob
-import json
 import os
 import struct
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from model_server.metrics.slots import CHECK
-from model_server.metrics.values import CELL, HEADER, VALUE, MetricsFileError, entries, used_bytes
+from model_server.metrics.values import (
+    CELL,
+    HEADER,
+    VALUE,
+    MetricsFileError,
+    entries,
+    parse_key,
+    put_aside,
+    restore_lost_files,
+    used_bytes,
+)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _Labels = Tuple[Tuple[str, str], ...]
 _Sample = Tuple[str, _Labels]
-
-
-class _Key(NamedTuple):
-    family: str
-    sample: _Sample
-    help_text: str
-
-
-@lru_cache(maxsize=1 << 14)  # the files of all workers have nearly the same keys
-def _parse_key(encoded: bytes) -> _Key:
-    family, name, labels, help_text = json.loads(encoded)
-    return _Key(family, (name, tuple(sorted(labels.items()))), help_text)
 
 
 class _Layout:
@@ -45,7 +41,7 @@ class _Layout:
         found = list(entries(data, path))
         self._used = used_bytes(data)
         self.size = max(HEADER, self._used)
-        self.keys = [_parse_key(entry.key) for entry in found]
+        self.keys = [parse_key(entry.key) for entry in found]
         self._heads = tuple(data[entry.begin : entry.value] for entry in found)
         self._entries = struct.Struct("=" + "".join(f"{len(head)}sd{VALUE - CELL}x" for head in self._heads))
 
@@ -63,12 +59,9 @@ class _PageTemplate:
     def __init__(self, layouts: Dict[str, _Layout]) -> None:
         families: Dict[str, Tuple[str, str, Dict[_Sample, None]]] = {}
         for path, layout in layouts.items():
-            kind, mode = os.path.basename(path).split("_")[:2]
-            if kind == "gauge" and mode not in {"sum", "livesum"}:
-                raise MetricsFileError(f"{path} has gauges of mode {mode}, but only sums are supported.")
             for key in layout.keys:
-                _, _, samples = families.setdefault(key.family, (kind, key.help_text, {}))
-                samples[key.sample] = None
+                _, _, samples = families.setdefault(key.family, (_kind_of(path), key.help_text, {}))
+                samples[key.name, key.labels] = None
 
         text: List[str] = []
         self._columns: Dict[_Sample, int] = {}
@@ -93,7 +86,9 @@ class _PageTemplate:
                 text.append(_line((f"{family}_count", labels)))
                 self._order.append(len(self._columns) - 1)
         self._text = "".join(text)
-        self._places = {path: [self._columns[key.sample] for key in layout.keys] for path, layout in layouts.items()}
+        self._places = {
+            path: [self._columns[key.name, key.labels] for key in layout.keys] for path, layout in layouts.items()
+        }
 
     def _append(self, text: List[str], sample: _Sample) -> None:
         text.append(_line(sample))
@@ -119,10 +114,9 @@ class Page:
         self._template = _PageTemplate({})
 
     def render(self) -> bytes:
-        """Add up all files of the directory.
+        """Add up all files of the directory; one that is damaged is put aside.
 
-        Raises:
-            MetricsFileError: a file is damaged.
+        Its worker writes it again within a second: its values are missing until then.
         """
         layouts: Dict[str, _Layout] = {}
         values: Dict[str, Sequence[float]] = {}
@@ -130,8 +124,13 @@ class Page:
             if f"_{CHECK}" in os.path.basename(path):
                 continue
             try:
-                layouts[path], values[path] = self._read(path)
-            except FileNotFoundError:  # the gauges of a worker that has just died
+                try:
+                    layouts[path], values[path] = self._read(path)
+                except MetricsFileError as error:
+                    put_aside(path, str(error))
+                    restore_lost_files()
+                    layouts[path], values[path] = self._read(path)  # there is one if it is this process's own
+            except FileNotFoundError:  # also the gauges of a worker that has just died
                 continue
         if layouts != self._layouts:
             self._layouts, self._template = layouts, _PageTemplate(layouts)
@@ -140,6 +139,8 @@ class Page:
     def _read(self, path: str) -> Tuple[_Layout, Sequence[float]]:
         layout = self._layouts.get(path)
         with open(path, "rb", buffering=0) as file:
+            if layout is None:
+                _check_kind(path)
             # Most of a file is not in use; reading all of it would take most of the time.
             data = file.read(-1 if layout is None else layout.size)
             found = None if layout is None else layout.read(data)
@@ -148,6 +149,19 @@ class Page:
                 layout = _Layout(path, data)
                 found = layout.read(data) or ()
         return layout, found
+
+
+def _kind_of(path: str) -> str:
+    return os.path.basename(path).partition("_")[0]
+
+
+def _check_kind(path: str) -> None:
+    kind = _kind_of(path)
+    if kind not in {"counter", "gauge", "histogram", "summary"}:
+        raise MetricsFileError(f"{path} is not named like a file of metrics")
+    mode = os.path.basename(path).split("_")[1]
+    if kind == "gauge" and mode not in {"sum", "livesum"}:
+        raise MetricsFileError(f"{path} has gauges of mode {mode}, but only sums are supported")
 
 
 def _line(sample: _Sample) -> str:

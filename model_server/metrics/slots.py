@@ -83,7 +83,7 @@ def release_free_slots(metrics_dir: Optional[Path]) -> None:
     """Delete what was in progress in the slots of dead workers, and the files of an interrupted self-check."""
     for path in [] if metrics_dir is None else sorted(metrics_dir.glob(f"*_{CHECK}*.db")):
         path.unlink()
-    for path in [] if metrics_dir is None else sorted(metrics_dir.glob("*.lock")):
+    for path in [] if metrics_dir is None else sorted(metrics_dir.glob("[0-9]*.lock")):
         with contextlib.suppress(BlockingIOError):
             slot = Slot(int(path.stem), _lock(path.parent, int(path.stem)))
             slot.release()

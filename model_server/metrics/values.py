@@ -10,6 +10,7 @@ import logging
 import mmap
 import os
 import struct
+from functools import lru_cache
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from model_server.metrics import _prometheus_client
@@ -29,7 +30,16 @@ log = logging.getLogger("gunicorn.error")
 
 
 class MetricsFileError(RuntimeError):
-    """A file of metrics that no worker can have written: if it were skipped, counters would seem to fall."""
+    """A file of metrics that no worker can have written; the message is a sentence without its full stop."""
+
+
+class Key(NamedTuple):
+    """What an entry is the value of: the family, the sample's name and its sorted labels, the help text."""
+
+    family: str
+    name: str
+    labels: Tuple[Tuple[str, str], ...]
+    help_text: str
 
 
 class Entry(NamedTuple):
@@ -38,6 +48,22 @@ class Entry(NamedTuple):
     key: bytes
     begin: int
     value: int
+
+
+@lru_cache(maxsize=1 << 14)  # the files of all workers have nearly the same keys
+def parse_key(encoded: bytes) -> Key:
+    """Read a key.
+
+    Raises:
+        ValueError: it is none.
+    """
+    fields = json.loads(encoded)
+    if not isinstance(fields, list) or [type(field) for field in fields] != [str, str, dict, str]:
+        raise ValueError("not a list of a family, a name, labels and a help text")
+    family, name, labels, help_text = fields
+    if not all(isinstance(value, str) for value in labels.values()):
+        raise ValueError("a label that is no text")
+    return Key(family, name, tuple(sorted(labels.items())), help_text)
 
 
 def used_bytes(data: "bytes | mmap.mmap") -> int:
@@ -54,15 +80,32 @@ def entries(data: "bytes | mmap.mmap", path: str) -> Iterator[Entry]:
     """
     used = used_bytes(data)
     if used > len(data):
-        raise MetricsFileError(f"{path} has {len(data)} bytes, but its header says that {used} are in use.")
+        raise MetricsFileError(f"{path} has {len(data)} bytes, but its header says that {used} are in use")
+    if used < 0:
+        raise MetricsFileError(f"{path} has a header that says that {used} bytes are in use")
     position = HEADER
     while position < used:
         (length,) = _INT.unpack_from(data, position)
         begin, value = position, position + 4 + length + 8 - (length + 4) % 8
         position = value + VALUE
         if length < 0 or position > used:
-            raise MetricsFileError(f"{path} has an entry of {length} bytes at {begin}, beyond the bytes in use.")
-        yield Entry(data[begin + 4 : begin + 4 + length], begin, value)
+            raise MetricsFileError(f"{path} has an entry of {length} bytes at {begin}, beyond the bytes in use")
+        key = data[begin + 4 : begin + 4 + length]
+        try:
+            parse_key(key)
+        except ValueError as error:
+            raise MetricsFileError(f"{path} has an entry at {begin} whose key cannot be read") from error
+        yield Entry(key, begin, value)
+
+
+def put_aside(path: str, problem: str) -> None:
+    """Rename a file that cannot be used, so that nobody reads it again; only who renames it logs the problem."""
+    aside = path + ".damaged"
+    try:
+        os.replace(path, aside)
+    except FileNotFoundError:
+        return
+    log.error("%s; it is kept as %s, and counting continues in a new file.", problem, aside)
 
 
 class ValueFile:
@@ -75,13 +118,43 @@ class ValueFile:
     _reported = False
 
     def __init__(self, path: str) -> None:
+        """Open the file; one that is damaged is put aside, and a new one takes its place."""
         self._path = path
-        self._file: Optional[int] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self._map = self._mapped(max(INITIAL_SIZE, os.stat(path).st_size))
+        try:
+            self._open()
+        except MetricsFileError as error:
+            self.close()
+            put_aside(path, str(error))
+            self._open()
+
+    def _open(self) -> None:
+        self._file: Optional[int] = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        status = os.fstat(self._file)
+        self._identity = status.st_dev, status.st_ino
+        self._map = self._mapped(max(INITIAL_SIZE, status.st_size))
+        self._positions = {entry.key: entry.value for entry in entries(self._map, self._path)}
         self._cells = memoryview(self._map).cast("d")
-        self._positions = {entry.key: entry.value for entry in entries(self._map, path)}
         self._used = max(HEADER, used_bytes(self._map))
         self._map[: _INT.size] = _INT.pack(self._used)
+
+    def is_lost(self) -> bool:
+        """Return whether the file has been removed or renamed: whoever reads its path does not see it any more."""
+        if self._file is None:
+            return False
+        try:
+            status = os.stat(self._path)
+        except FileNotFoundError:
+            return True
+        return (status.st_dev, status.st_ino) != self._identity
+
+    def replaced(self) -> "ValueFile":
+        """Return a new file at the same path with the same values."""
+        new = ValueFile(self._path)
+        for key, position in self._positions.items():
+            cells, index = new.cell(key)
+            cells[index] = self._cells[position // CELL]
+        self.close()
+        return new
 
     def cell(self, key: bytes) -> "Tuple[memoryview[float], int]":
         """Return where the value of a key is: an array of doubles, and its index there. It stays valid for good."""
@@ -187,6 +260,15 @@ def count_as(process: str) -> str:
     for value in _values:
         value._open()
     return previous
+
+
+def restore_lost_files() -> None:
+    """Write the files of this process again that another one has put aside."""
+    lost = [kind for kind, file in _files.items() if file.is_lost()]
+    for kind in lost:
+        _files[kind] = _files[kind].replaced()
+    for value in _values if lost else ():
+        value._open()
 
 
 if METRICS_DIR in os.environ:  # the condition by which prometheus_client chooses values in files

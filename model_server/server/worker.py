@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Optional
 import uvicorn
 
 from model_server.metrics.slots import Slot
+from model_server.metrics.values import restore_lost_files
 from model_server.server._uvicorn import BaseServer, BaseWorker
 from model_server.server.connections import Connection, ConnectionCounts, Listener
 from model_server.server.handover import ServingMaster
@@ -57,6 +58,7 @@ class Server(BaseServer):
         if now > self._heartbeat + HEARTBEAT:
             self._heartbeat = now
             await self.send_heartbeat()
+            restore_lost_files()
         if os.getppid() != self._master:
             self._outlive_master()
         self._set_draining(self._serving_master.has_successor(self._master))

@@ -1,8 +1,9 @@
 """Compares the page with the one of prometheus_client, on files that prometheus_client wrote."""
 
+import random
 import struct
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import prometheus_client.values
 import pytest
@@ -20,7 +21,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model_server.metrics.exposition import Page
 from model_server.metrics.slots import CHECK
-from model_server.metrics.values import MetricsFileError
 
 AWKWARD = ["plain", 'quo"ted', "back\\slash", "new\nline", "50 %", "%d %r", "лимон 🍋", "", "a,b=c", "\\n"]
 
@@ -195,18 +195,52 @@ def test_a_series_with_values_that_are_no_numbers(workers: Workers) -> None:
     assert_same(Page(workers.directory), workers.directory)
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: data[:8] + struct.pack("i", -5) + data[12:]])
-def test_a_damaged_file_is_an_error_not_a_counter_that_falls(workers: Workers, damage: Any) -> None:
+def key_size(data: bytes) -> int:
+    """Return the length of the first entry's key."""
+    length: int = struct.unpack_from("=i", data, 8)[0]
+    return length
+
+
+DAMAGE: Dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda data: data[:100],
+    "of a negative length": lambda data: data[:8] + struct.pack("i", -5) + data[12:],
+    "random": lambda data: data[:8] + random.Random(1).getrandbits(8 * 900).to_bytes(900, "big") + data[908:],
+    "with a key that is no text": lambda data: data[:14] + b"\xff\xfe" + data[16:],
+    "with a key that is no list": lambda data: data[:12] + b"0".ljust(key_size(data)) + data[12 + key_size(data) :],
+    "negative in use": lambda data: struct.pack("i", -1) + data[4:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_put_aside_and_logged_once(
+    workers: Workers, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    count(make_metrics(), 1)
+    whole = Page(workers.directory).render()
+    path = workers.directory / "counter_master.db"
+    damaged = DAMAGE[damage](path.read_bytes())
+    path.write_bytes(damaged)
+    for page in (Page(workers.directory), Page(workers.directory)):
+        rendered = page.render()
+        assert b"labelled_total" not in rendered
+        assert b"seconds_count" in rendered
+        assert set(rendered.splitlines()) < set(whole.splitlines())
+    assert path.with_name("counter_master.db.damaged").read_bytes() == damaged
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith(f"{path} has ")
+    assert line.endswith(f"; it is kept as {path}.damaged, and counting continues in a new file.")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("gauge_min_7.db", "has gauges of mode min, but only sums are supported"), ("x.db", "is not named like a file")],
+)
+def test_a_file_that_cannot_be_added_up_is_put_aside(
+    workers: Workers, name: str, problem: str, caplog: pytest.LogCaptureFixture
+) -> None:
     count(make_metrics(), 1)
     page = Page(workers.directory)
-    page.render()
-    path = workers.directory / "counter_master.db"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(MetricsFileError, match=r"counter_master\.db "):
-        page.render()
-
-
-def test_a_gauge_that_cannot_be_summed_is_refused(workers: Workers) -> None:
-    Gauge("oldest", "Minimum", multiprocess_mode="min", registry=None).set(1)
-    with pytest.raises(MetricsFileError, match="of mode min, but only sums are supported"):
-        Page(workers.directory).render()
+    whole = page.render()
+    (workers.directory / name).write_bytes((workers.directory / "counter_master.db").read_bytes())
+    assert page.render() == whole
+    assert f"{name} {problem}" in caplog.text

@@ -7,7 +7,15 @@ import pytest
 from prometheus_client.mmap_dict import MmapedDict
 
 from model_server.metrics import values as values_module
-from model_server.metrics.values import INITIAL_SIZE, Value, ValueFile, count_as
+from model_server.metrics.exposition import Page
+from model_server.metrics.values import (
+    INITIAL_SIZE,
+    Value,
+    ValueFile,
+    count_as,
+    put_aside,
+    restore_lost_files,
+)
 
 
 @pytest.fixture
@@ -98,3 +106,39 @@ def test_a_file_that_cannot_grow_goes_on_in_memory(directory: Path, monkeypatch:
 def test_space_is_taken_before_it_is_written_to(directory: Path) -> None:
     counter("a")
     assert (directory / "counter_master.db").stat().st_blocks * 512 >= INITIAL_SIZE, "no holes"
+
+
+def test_a_damaged_file_is_put_aside_when_it_is_opened(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    counter("a").inc(3)
+    count_as("0")
+    path = directory / "counter_master.db"
+    path.write_bytes(b"\xff" * 1000)
+    values_module._values.clear()
+    count_as("master")
+    counter("a").inc(5)
+    assert counted(path) == [5]
+    assert path.with_name("counter_master.db.damaged").read_bytes()[:1000] == b"\xff" * 1000
+    assert caplog.text.count("counting continues in a new file") == 1
+
+
+def test_a_worker_writes_a_file_again_that_was_put_aside(directory: Path) -> None:
+    value, gauge = counter("a"), Value("gauge", "b", "b", (), (), "Help", multiprocess_mode="livesum")
+    value.inc(3)
+    gauge.set(7)
+    path = directory / "counter_master.db"
+    put_aside(str(path), "It is damaged")
+    restore_lost_files()
+    value.inc(1)
+    assert counted(path) == [4]
+    assert counted(directory / "gauge_livesum_master.db") == [7]
+
+
+def test_a_page_has_the_values_of_its_own_process_again_at_once(directory: Path) -> None:
+    value = counter("a")
+    value.inc(3)
+    path = directory / "counter_master.db"
+    data = path.read_bytes()
+    path.write_bytes(data[:14] + b"\xff\xfe" + data[16:])
+    assert b"a_total 3.0" in Page(directory).render()
+    value.inc(1)
+    assert b"a_total 4.0" in Page(directory).render()
