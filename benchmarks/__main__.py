@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Dict, List
 
-from benchmarks import loop, metrics, parts, users
+from benchmarks import images, loop, metrics, overload, parts, users
 from benchmarks.figures import README, RESULTS, is_met, judge, put_into_readme
 from benchmarks.load import Connection, multipart, one_by_one, photo, predict
 from benchmarks.servers import REPOSITORY, TORCHVISION, WORKERS, System, lab, ours, running
@@ -227,7 +227,11 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="script/bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", choices=["parts"], help="parts: only what parts of our own save beside libraries; 8 minutes"
+        "what",
+        nargs="?",
+        choices=["parts", "overload", "images"],
+        help="only what parts of our own save beside libraries; what happens at three times the capacity; what the "
+        "most expensive images cost",
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds; each measures all systems (default: 3)")
     parser.add_argument("--seconds", type=int, default=10, help="duration of each load (default: 10)")
@@ -237,6 +241,10 @@ def main() -> None:
     if options.what == "parts":
         parts.measure(IMAGE.read_bytes(), bodies(), 5 * options.rounds)
         return
+    if options.what == "overload":
+        sys.exit(0 if overload.measure(IMAGE.read_bytes(), bodies()) else 1)
+    if options.what == "images":
+        sys.exit(0 if images.measure() else 1)
     bench = Bench(options.rounds, options.seconds)
     figures = judge(bench.run())
     print()

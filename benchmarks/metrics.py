@@ -28,7 +28,9 @@ class NoMetrics:
     def nothing(self, *_: object) -> None:
         pass
 
-    record = reject = predict = nothing
+    __call__ = nothing  # of what `instrument` returns
+
+    record = reject = predict = queue = nothing
 
 
 def app_without_metrics() -> Any:

@@ -11,12 +11,12 @@ import prometheus_client.values
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette_exporter import PrometheusMiddleware
 
 from benchmarks.metrics import compare
 from benchmarks.servers import ours
-from model_server import app
+from model_server import app, predict
 from model_server.metrics import values
 from model_server.metrics.requests import APP_NAME
 from model_server.upload import FIELD, Upload
@@ -41,10 +41,21 @@ def library_values() -> Any:
 class LibraryMiddleware(PrometheusMiddleware):
     """starlette_exporter's middleware as it is, with the arguments of ours."""
 
-    def __init__(self, app: ASGIApp, paths: object, registry: CollectorRegistry) -> None:
-        super().__init__(app, app_name=APP_NAME, prefix=APP_NAME)
+    def __init__(self, paths: object, registry: CollectorRegistry, journal: object) -> None:
+        super().__init__(_nothing, app_name=APP_NAME, prefix=APP_NAME)
         for metric in (self.request_count, self.request_time, self.requests_in_progress):
             registry.register(metric)
+
+    def wrap(self, app: ASGIApp) -> "LibraryMiddleware":
+        self.app = app
+        return self
+
+    def count(self, *_: object) -> None:
+        pass
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    pass
 
 
 def library_middleware() -> Any:
@@ -62,7 +73,7 @@ async def read_form(request: Request, max_body_bytes: int) -> Upload:
 
 
 def library_form() -> Any:
-    vars(app).update(read_upload=read_form)
+    vars(predict).update(read_upload=read_form)
     return app.app_from_environment()
 
 

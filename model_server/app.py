@@ -2,49 +2,25 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Coroutine, Dict, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, Coroutine, Dict, List, Optional
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.routing import APIRoute
-from PIL import Image
 from prometheus_client import generate_latest
-from pydantic import BaseModel
-from starlette.responses import JSONResponse, Response
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.routing import Route
 
 from model_server.metrics.exposition import CONTENT_TYPE, Page
-from model_server.metrics.predictions import ModelMetrics, Reason, RequestTimings
+from model_server.metrics.journal import LimitedLog
+from model_server.metrics.predictions import ModelMetrics, Reason
 from model_server.metrics.requests import RequestMetrics
 from model_server.metrics.slots import check_metrics_dir
-from model_server.model.bundle import BundleError, Manifest, read_bundle
-from model_server.model.preprocessing import ImageTooLargeError, UndecodableImageError, load, open_image
-from model_server.model.reference import Reference
-from model_server.server.batches import Batches
+from model_server.middleware import Methods, allowed_methods
+from model_server.model.bundle import BundleError, read_bundle
+from model_server.predict import PREDICT_ERRORS, PREDICT_REQUEST, ImageClassifier, Prediction, Predictor
+from model_server.server.http1 import Overload
 from model_server.settings import Settings, SettingsError, read_settings
-from model_server.upload import FIELD, RejectedInputError, Upload, read_upload
-
-if TYPE_CHECKING:  # the import of torch takes seconds
-    from torch import Tensor
-
-
-class ImageClassifier(Protocol):
-    """What the app asks of a model."""
-
-    @property
-    def manifest(self) -> Manifest: ...
-
-    @property
-    def reference(self) -> Optional[Reference]: ...
-
-    @property
-    def ready(self) -> bool: ...
-
-    def preprocess(self, image: Image.Image) -> "Tensor": ...
-
-    @property
-    def batch_size(self) -> int: ...
-
-    def classify_batch(self, images: "Sequence[Tensor]") -> Sequence[Tuple[str, float]]: ...
 
 
 class DirectRoute(APIRoute):
@@ -52,34 +28,6 @@ class DirectRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         return self.endpoint
-
-
-class Prediction(BaseModel):
-    """The answer to an image; `filename` is null when it came as the bare body."""
-
-    filename: Optional[str]
-    content_type: str
-    likely_class: str
-
-
-IMAGE_SCHEMA = {"type": "string", "format": "binary"}
-PREDICT_REQUEST: Dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {"type": "object", "required": [FIELD], "properties": {FIELD: IMAGE_SCHEMA}}
-            },
-            "image/*": {"schema": IMAGE_SCHEMA},
-        },
-    }
-}
-PREDICT_ERRORS: Dict[Any, Dict[str, Any]] = {
-    400: {"description": "Not an image, or a malformed form"},
-    413: {"description": "The body or the image is too large"},
-    415: {"description": "Neither a multipart form nor an image"},
-    422: {"description": "The form lacks the file"},
-}
 
 
 def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None) -> FastAPI:
@@ -99,44 +47,11 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         classifier = Classifier(bundle)
     model = classifier
 
-    fast_for = model.manifest.input_size if settings.decoding == "fast" else None
     metrics = ModelMetrics(model.manifest, model.reference, settings.release)
-    batches = Batches(model.classify_batch, model.batch_size)
-
-    # The model runs in the event loop on purpose: a worker has one core, and if the model hangs, the worker misses
-    # gunicorn's heartbeat and is replaced.
-    async def predict(request: Request) -> JSONResponse:
-        """Name the class of an image, sent as form field `file` or as the body itself."""
-        timings = RequestTimings()
-        try:
-            return JSONResponse(await answer(request, timings))
-        except RejectedInputError as error:
-            metrics.reject(error.reason)
-            raise
-        finally:
-            metrics.record(timings)
-
-    async def answer(request: Request, timings: RequestTimings) -> Dict[str, Optional[str]]:
-        upload = await read_upload(request, settings.max_body_bytes)
-        timings.lap("read")
-        if settings.fault_injection and upload.content_type.startswith("fake_server_error/"):
-            raise HTTPException(500, "Simulated server error.")
-
-        def prepare() -> "Tensor":
-            timings.lap("queue")
-            image = read_image(upload, timings, settings.max_image_pixels, fast_for)
-            timings.lap("decode")
-            pixels = model.preprocess(image)
-            timings.lap("preprocess")
-            return pixels
-
-        pixels, (likely_class, confidence) = await batches.predict(prepare, timings.lap)
-        metrics.predict(timings, pixels, likely_class, confidence)
-        return {"filename": upload.filename, "content_type": upload.content_type, "likely_class": likely_class}
-
+    predictor = Predictor(settings, model, metrics)
     predict_route = DirectRoute(
         "/predict",
-        predict,
+        predictor.predict,
         methods=["POST"],
         response_model=Prediction,
         openapi_extra=PREDICT_REQUEST,
@@ -146,6 +61,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         title="Model server",
         description="Classifies images and counts what it does.",
         routes=[predict_route],  # routes are tried in order: the busiest one comes first
+        redirect_slashes=False,  # a redirect would copy the client's Host
     )
 
     @app.get("/")
@@ -164,12 +80,29 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
             raise HTTPException(503, "The model is not ready.")
         return {"status": "ready"}
 
-    instrument(app, metrics, settings.metrics_dir)
+    allowed: Dict[str, List[str]] = {}
+    app.add_middleware(Methods, allowed=allowed)
+    origins = [origin.strip() for origin in settings.allowed_origins.split(",") if origin.strip()]
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    count_answer = instrument(app, metrics, settings.metrics_dir)
+    allowed.update(allowed_methods(app))
+
+    def count_refused() -> None:
+        metrics.reject(Reason.OVERLOADED)
+        count_answer("POST", predict_route.path, 503, 0.0)
+
+    app.state.overload = Overload(predict_route.path.encode(), predictor.is_overloaded, count_refused)
+    app.state.count_timeout = lambda: metrics.reject(Reason.TIMEOUT)  # of a request whose head did not arrive
     return app
 
 
-def instrument(app: FastAPI, metrics: ModelMetrics, metrics_dir: Optional[Path]) -> None:
+def instrument(
+    app: FastAPI, metrics: ModelMetrics, metrics_dir: Optional[Path]
+) -> Callable[[str, str, int, float], None]:
     """Serve the metrics at /metrics, and measure the requests to all routes that the app has by now.
+
+    Returns what counts an answer that the app did not give: its method, path, status and seconds.
 
     Args:
         app: the finished app.
@@ -189,34 +122,10 @@ def instrument(app: FastAPI, metrics: ModelMetrics, metrics_dir: Optional[Path])
 
     app.add_route("/metrics", serve)
     paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
-    app.add_middleware(RequestMetrics, paths=paths, registry=metrics.registry)
-
-
-def read_image(upload: Upload, timings: RequestTimings, max_pixels: int, fast_for: Optional[int]) -> Image.Image:
-    """Decode an upload and record its size and its pixels: the original ones, also when `fast_for` reduces the scale.
-
-    Raises:
-        RejectedInputError: it is no image, or one that cannot be decoded or is too large.
-    """
-    name = "The body" if upload.filename is None else f"File '{upload.filename}'"
-    if not upload.content_type.lower().startswith("image/"):
-        raise RejectedInputError(400, Reason.NOT_AN_IMAGE, f"{name} is not an image.")
-    if not upload.data:
-        raise RejectedInputError(400, Reason.EMPTY, f"{name} is empty.")
-    timings.size = len(upload.data)
-    try:
-        image = open_image(upload.data, max_pixels)
-        pixels = image.width * image.height
-        image = load(image, fast_for)
-    except ImageTooLargeError as error:
-        raise RejectedInputError(413, Reason.IMAGE_TOO_LARGE, f"{name} is too large: {error}.") from error
-    except UndecodableImageError as error:
-        problem = "damaged, or of an unknown format"
-        raise RejectedInputError(
-            400, Reason.UNDECODABLE, f"{name} cannot be decoded as an image: {problem}."
-        ) from error
-    timings.pixels = pixels
-    return image
+    app.state.journal = LimitedLog("requests failed")
+    requests = RequestMetrics(paths, metrics.registry, app.state.journal)
+    app.add_middleware(requests.wrap)
+    return requests.count
 
 
 def app_from_environment() -> FastAPI:

@@ -30,9 +30,15 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=1, le=256, description="worker processes, each with one torch thread")
     timeout: int = Field(30, ge=1, description="seconds without a heartbeat after which a worker is killed")
     graceful_timeout: int = Field(30, ge=1, description="seconds that requests get to finish when a worker stops")
+    keep_alive: int = Field(
+        620, ge=1, description="seconds that an unused connection is kept; longer than clients and balancers keep it"
+    )
+    max_queue_seconds: float = Field(1.0, gt=0, description="a prediction that would wait longer is refused (503)")
+    max_connections: int = Field(8192, ge=16, description="connections of a worker; further ones wait")
     fault_injection: bool = Field(False, description="answer 500 to the content type fake_server_error/*")
     max_body_bytes: int = Field(20 * 1024 * 1024, ge=1024, description="a larger request body is refused (413)")
     max_image_pixels: int = Field(50_000_000, ge=1024, description="an image of more pixels is refused (413)")
+    allowed_origins: str = Field("", description="origins of pages that may ask, with commas between them; or *")
     decoding: Literal["exact", "fast"] = Field("exact", description="fast: large JPEGs are decoded at a reduced scale")
     release: str = Field("", description="name of the release, for the metrics")
     runtime_dir: Optional[Path] = Field(None, description="directory of the service while it runs, for handovers")

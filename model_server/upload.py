@@ -1,6 +1,8 @@
 """The image in a request: read with a limit, in memory, from a form field or from the bare body."""
 
-from typing import Dict, List, NamedTuple, Optional
+import re
+from typing import Dict, List, Mapping, NamedTuple, Optional
+from urllib.parse import unquote_to_bytes
 
 from fastapi import HTTPException
 from python_multipart.multipart import parse_options_header
@@ -9,17 +11,26 @@ from starlette.requests import ClientDisconnect, Request
 from model_server.metrics.predictions import Reason
 
 FIELD = "file"
+UNTYPED = {"", "application/octet-stream"}  # types that say nothing: the bytes decide
+FORM = b"multipart/form-data"
+WHAT_IS_TAKEN = f"Send the image in the form field '{FIELD}', or as the body with its own Content-Type."
 MAX_PARTS = 64
 MAX_PADDING = 64  # bytes of blanks after a boundary
 MAX_HEADER_BYTES = 16 * 1024  # of one part
 CLIENT_CLOSED_REQUEST = 499  # nobody reads this answer; the metrics need a status, and nginx uses this one
 
 
+EXTENDED_NAME = re.compile(rb"filename\*\s*=\s*([\w-]+)'[^']*'([^;\s]+)", re.IGNORECASE)
+FOLD = re.compile(rb"\r\n[ \t]+")  # a header that goes on in the next line
+
+
 class RejectedInputError(HTTPException):
     """An input for which no prediction is made, because the client sent something wrong."""
 
-    def __init__(self, status_code: int, reason: Reason, detail: str) -> None:
-        super().__init__(status_code, detail)
+    def __init__(
+        self, status_code: int, reason: Reason, detail: str, headers: Optional[Mapping[str, str]] = None
+    ) -> None:
+        super().__init__(status_code, detail, dict(headers or {}))
         self.reason = reason
 
 
@@ -35,23 +46,24 @@ async def read_upload(request: Request, max_body_bytes: int) -> Upload:
     """Read the image from a request: multipart field `file`, or the body itself when its type is no form.
 
     Raises:
-        RejectedInputError: 413 the body is larger than `max_body_bytes`; 415 it is a form of another kind;
-            400 or 422 the form is malformed or lacks the file.
+        RejectedInputError: 413 the body is larger than `max_body_bytes`; 415 it is neither a form nor an image, or it
+            is compressed; 400 or 422 the form is malformed or lacks the file; 408 the body came too slowly.
     """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in {"", "identity"}:
+        raise _unsupported(f"A body with Content-Encoding {encoding} is not accepted; send it as it is.")
     header = request.headers.get("content-type", "")
     media_type, options = parse_options_header(header)
+    if not media_type:
+        raise _unsupported(WHAT_IS_TAKEN)
+    if media_type != FORM and not media_type.startswith(b"image/") and media_type.decode("latin-1") not in UNTYPED:
+        raise _unsupported(f"A body of the type {media_type.decode('latin-1')} is not accepted. {WHAT_IS_TAKEN}")
     body = await _read_body(request, max_body_bytes)
-    if media_type == b"multipart/form-data":
-        if not options.get(b"boundary"):
-            raise _malformed("The Content-Type multipart/form-data has no boundary.")
-        return _find_file(options[b"boundary"], body)
-    if not media_type or media_type == b"application/x-www-form-urlencoded":
-        raise RejectedInputError(
-            415,
-            Reason.UNSUPPORTED_MEDIA_TYPE,
-            f"Send the image in the form field '{FIELD}', or as the body with its own Content-Type.",
-        )
-    return Upload(None, header, body)
+    if media_type != FORM:
+        return Upload(None, header, body)
+    if not options.get(b"boundary"):
+        raise _malformed("The Content-Type multipart/form-data has no boundary.")
+    return _find_file(options[b"boundary"], body)
 
 
 async def _read_body(request: Request, max_body_bytes: int) -> bytes:
@@ -73,6 +85,8 @@ async def _read_body(request: Request, max_body_bytes: int) -> bytes:
         raise RejectedInputError(
             CLIENT_CLOSED_REQUEST, Reason.INCOMPLETE, "The client went away before the body was complete."
         ) from None
+    if request.scope.get("timed_out"):  # set by the server
+        raise RejectedInputError(408, Reason.TIMEOUT, f"The request body arrived too slowly: {received} bytes came.")
     return b"".join(chunks)
 
 
@@ -104,19 +118,46 @@ def _find_file(boundary: bytes, body: bytes) -> Upload:
             raise _malformed("The multipart body ends before its closing boundary.")
         headers = _read_headers(body[position + 2 : blank])
         _, options = parse_options_header(headers.get(b"content-disposition", b""))
-        if file is None and options.get(b"name") == FIELD.encode() and b"filename" in options:
-            filename = options[b"filename"].decode("utf-8", "replace")
+        filename = _read_filename(headers.get(b"content-disposition", b""), options)
+        if file is None and options.get(b"name") == FIELD.encode() and filename is not None:
+            _check_encoding(headers.get(b"content-transfer-encoding", b""))
             file = Upload(filename, headers.get(b"content-type", b"").decode("latin-1"), body[blank + 4 : end])
         position = end + len(delimiter)
     else:
         raise _malformed(f"The form has more than {MAX_PARTS} parts.")
     if file is None:
         raise RejectedInputError(422, Reason.MISSING_FILE, f"The form has no file in the field '{FIELD}'.")
+    if not file.filename and not file.data:  # what a browser sends
+        raise RejectedInputError(422, Reason.MISSING_FILE, f"No file was chosen in the field '{FIELD}'.")
     return file
+
+
+def _read_filename(disposition: bytes, options: Mapping[bytes, bytes]) -> Optional[str]:
+    """Return the name of a part's file without its directories, or None if the part is no file.
+
+    `filename*` has precedence (RFC 6266). Browsers write a quote as %22.
+    """
+    extended = EXTENDED_NAME.search(disposition)
+    name = None
+    if extended is not None:
+        try:
+            name = unquote_to_bytes(extended[2]).decode(extended[1].decode("ascii"), "replace")
+        except LookupError:  # no such character set: as if it were not there
+            _, options = parse_options_header(disposition[: extended.start()] + disposition[extended.end() :])
+    if name is None and b"filename" in options:
+        name = options[b"filename"].decode("utf-8", "replace").replace("%22", '"')
+    return None if name is None else re.split(r"[/\\]", name)[-1]
+
+
+def _check_encoding(encoding: bytes) -> None:
+    if encoding.lower() not in {b"", b"binary", b"8bit", b"7bit"}:
+        name = encoding.decode("latin-1")
+        raise _unsupported(f"A part with Content-Transfer-Encoding {name} is not accepted; send its bytes as they are.")
 
 
 def _read_headers(lines: bytes) -> Dict[bytes, bytes]:
     headers: Dict[bytes, bytes] = {}
+    lines = FOLD.sub(b" ", lines)
     for line in lines.split(b"\r\n") if lines else ():
         name, colon, value = line.partition(b":")
         if not colon or not name.strip():
@@ -127,3 +168,7 @@ def _read_headers(lines: bytes) -> Dict[bytes, bytes]:
 
 def _malformed(sentence: str) -> RejectedInputError:
     return RejectedInputError(400, Reason.MALFORMED_FORM, sentence)
+
+
+def _unsupported(sentence: str) -> RejectedInputError:
+    return RejectedInputError(415, Reason.UNSUPPORTED_MEDIA_TYPE, sentence)

@@ -6,7 +6,8 @@ from typing import Callable, Iterator, List, Sequence, Set
 from PIL import Image
 
 from model_server.commands import CommandError
-from model_server.model.preprocessing import ImageTooLargeError, UndecodableImageError, decode
+from model_server.model.image_files import ImageTooLargeError, UndecodableImageError, UnsupportedImageError
+from model_server.model.preprocessing import decode
 from model_server.settings import Settings
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -39,6 +40,8 @@ def read_images(paths: Sequence[Path], say: Callable[[str], None]) -> Iterator[I
             image = decode(path.read_bytes(), MAX_PIXELS)
         except ImageTooLargeError as error:
             say(f"left out, because it is too large ({error}): {path}")
+        except UnsupportedImageError as error:
+            say(f"left out, because it is {error}: {path}")
         except UndecodableImageError:
             say(f"left out, because it cannot be decoded as an image: {path}")
         except OSError as error:

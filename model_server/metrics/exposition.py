@@ -98,8 +98,9 @@ class _PageTemplate:
     def fill(self, values: Dict[str, Sequence[float]]) -> str:
         totals = [0.0] * len(self._columns)
         for path, places in self._places.items():
+            is_maximum = os.path.basename(path).startswith("gauge_livemax_")
             for column, value in zip(places, values[path]):
-                totals[column] += value
+                totals[column] = max(totals[column], value) if is_maximum else totals[column] + value
         for series in self._cumulative:
             totals[series] = accumulate(totals[series])
         return self._text % tuple([totals[column] for column in self._order])
@@ -160,8 +161,8 @@ def _check_kind(path: str) -> None:
     if kind not in {"counter", "gauge", "histogram", "summary"}:
         raise MetricsFileError(f"{path} is not named like a file of metrics")
     mode = os.path.basename(path).split("_")[1]
-    if kind == "gauge" and mode not in {"sum", "livesum"}:
-        raise MetricsFileError(f"{path} has gauges of mode {mode}, but only sums are supported")
+    if kind == "gauge" and mode not in {"sum", "livesum", "livemax"}:
+        raise MetricsFileError(f"{path} has gauges of mode {mode}, but only sums and maxima are supported")
 
 
 def _line(sample: _Sample) -> str:

@@ -6,7 +6,7 @@ import time
 from enum import Enum
 from typing import TYPE_CHECKING, Dict, Iterable, Optional, Union
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -32,6 +32,9 @@ class Reason(Enum):
     MISSING_FILE = "missing_file"
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     INCOMPLETE = "incomplete"
+    ABANDONED = "abandoned"
+    TIMEOUT = "timeout"
+    OVERLOADED = "overloaded"
 
 
 class RequestTimings:
@@ -107,6 +110,13 @@ class ModelMetrics:
             buckets=[1000 * 4**k for k in range(9)],
             registry=self.registry,
         )
+        self._depth = Gauge("queue_depth", "Predictions that wait", registry=self.registry, multiprocess_mode="livesum")
+        self._wait = Gauge(
+            "queue_wait_estimate_seconds",
+            "Seconds that a new prediction would wait, in the worker where it is longest",
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
         self._classes = {name: (predictions.labels(name), confidence.labels(name)) for name in manifest.classes}
         self._reasons = {reason: rejected.labels(reason.value) for reason in Reason}
@@ -123,6 +133,11 @@ class ModelMetrics:
 
     def reject(self, reason: Reason) -> None:
         self._reasons[reason].inc()
+
+    def queue(self, depth: int, wait: float) -> None:
+        """Record how many predictions wait, and the seconds that a new one would wait."""
+        self._depth.set(depth)
+        self._wait.set(wait)
 
     def predict(self, timings: RequestTimings, pixels: "Tensor", likely_class: str, confidence: float) -> None:
         """Record a prediction: what the model saw, and what it said."""

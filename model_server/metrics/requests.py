@@ -7,6 +7,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette_exporter import PrometheusMiddleware
 
+from model_server.metrics.journal import LimitedLog
+
 APP_NAME = "fastapi"
 # What is used of starlette_exporter beyond its documented interface, and what for.
 # tests/unit/model_server/test_holds.py fails with this when a release has changed it.
@@ -23,27 +25,32 @@ class RequestMetrics(PrometheusMiddleware):
     That one looks up the labels and matches the path to the routes at each request; this one keeps the results.
     """
 
-    def __init__(self, app: ASGIApp, paths: Collection[str], registry: CollectorRegistry) -> None:
-        """Wrap an app.
+    def __init__(self, paths: Collection[str], registry: CollectorRegistry, journal: LimitedLog) -> None:
+        """Measure requests.
 
         Args:
-            app: what answers the requests.
             paths: the paths of the app's routes, which have no parameters; other paths are not counted.
             registry: gets the metrics.
+            journal: gets a line for each answer of 400 and above.
         """
-        super().__init__(app, app_name=APP_NAME, prefix=APP_NAME)
-        self._paths = paths
+        super().__init__(_nothing, app_name=APP_NAME, prefix=APP_NAME)
+        self._paths, self._journal = paths, journal
         for metric in (self.request_count, self.request_time, self.requests_in_progress):
             registry.register(metric)
         # Looking up a metric by its labels costs more than counting.
         self._answered: Dict[Tuple[str, str, int], Tuple[Counter, Histogram]] = {}
         self._in_progress: Dict[str, Gauge] = {}
 
+    def wrap(self, app: ASGIApp) -> "RequestMetrics":
+        """Measure the requests to this app."""
+        self.app = app
+        return self
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        method, path, status = scope["method"], scope["path"], 500
+        method, status = scope["method"], 500
 
         async def watched_send(message: Message) -> None:
             nonlocal status
@@ -64,10 +71,21 @@ class RequestMetrics(PrometheusMiddleware):
         finally:
             seconds = time.perf_counter() - begun
             in_progress.dec()
+            path = scope["path"]  # an inner middleware may have changed it
             if path in self._paths:
-                self._count(method, path, status, seconds)
+                self.count(method, path, status, seconds)
+            if status >= 400:
+                self._report(scope, status)
 
-    def _count(self, method: str, path: str, status: int, seconds: float) -> None:
+    def _report(self, scope: Scope, status: int) -> None:
+        client = (scope.get("client") or ("nobody",))[0]
+        target = scope.get("raw_path", b"")[:100].decode("latin-1")
+        request_id = scope.get("request_id", "-")  # set by the server
+        problem = scope.get("problem", "")  # set by the route
+        self._journal.add(f"{status} {scope['method']} {target} from {client}, id {request_id} {problem}".rstrip())
+
+    def count(self, method: str, path: str, status: int, seconds: float) -> None:
+        """Count an answer to a request that took these seconds."""
         children = self._answered.get((method, path, status))
         if children is None:
             labels = (method, path, str(status), APP_NAME)
@@ -76,3 +94,7 @@ class RequestMetrics(PrometheusMiddleware):
         count, duration = children
         count.inc()
         duration.observe(seconds)
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    raise RuntimeError("RequestMetrics wraps no app.")

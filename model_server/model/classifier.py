@@ -10,7 +10,7 @@ from torch.nn import functional
 from model_server.model.bundle import Bundle
 from model_server.model.fruit_classifier import FruitClassifier
 from model_server.model.loading import load_model
-from model_server.model.preprocessing import resize_and_crop, rgbx, scale_and_crop
+from model_server.model.preprocessing import LARGE, resize_and_crop, rgbx, scale_and_crop
 
 # One thread per worker: OpenMP threads of several workers would compete for the same cores.
 # Set before any forward pass: a fork would lose the threads of a pool.
@@ -62,8 +62,10 @@ class Classifier:
         Values are 0..255, whole numbers, channels last in memory: the pixels of `preprocessing.resize_and_crop`,
         here and there one level off, in half of its time.
         """
-        # torch also scales what the crop removes: wasted for a panorama, gigabytes for an image one pixel high.
-        if not RESIZES_BYTES or max(image.size) > PANORAMA * min(image.size):
+        # torch also scales what the crop removes: wasted for a panorama, gigabytes for an image one pixel high. And
+        # a large image would have to be copied for it.
+        is_large = image.width * image.height > LARGE
+        if is_large or not RESIZES_BYTES or max(image.size) > PANORAMA * min(image.size):
             return to_tensor(resize_and_crop(image, self._size)).float()
         scaled_width, scaled_height, left, top = scale_and_crop(image.width, image.height, self._size)
         # Scaling all four bytes of a pixel is faster than selecting three.

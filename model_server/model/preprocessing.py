@@ -7,22 +7,25 @@ from typing import Any, Optional, Tuple
 
 from PIL import Image
 
+from model_server.model.image_files import (
+    ImageTooLargeError,
+    UndecodableImageError,
+    UnsupportedImageError,
+    check_work,
+    known_format,
+    png_without_extras,
+)
+
 # The formats that clients send. Each further decoder of Pillow would be one more target for attackers.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 # With 1.5 the confidences of the demo bundle move by 0.01 at most, with 1 by 0.05; 2 is not closer by much.
 OVERSAMPLING = 1.5
 
+LARGE = 4_000_000  # pixels; Pillow keeps a larger image in several blocks of memory
+
 # `open_image` checks a limit of its own before any pixel is decoded; Pillow's limit is global.
 Image.MAX_IMAGE_PIXELS = None
-
-
-class UndecodableImageError(ValueError):
-    """Bytes that are not an image, or only a part of one."""
-
-
-class ImageTooLargeError(ValueError):
-    """An image of more pixels than allowed; the message gives its size and the limit."""
 
 
 def decode(data: bytes, max_pixels: int) -> Image.Image:
@@ -35,20 +38,33 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
     Raises:
         ImageTooLargeError: the image has more than `max_pixels`; nothing was decoded.
         UndecodableImageError: the data are no image, or are truncated or corrupt.
+        UnsupportedImageError: the image is of a kind that is not accepted.
     """
     return load(open_image(data, max_pixels))
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Read the size and the mode of an image; `load` decodes its pixels. Takes and raises what `decode` does."""
-    try:
-        image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
-    except Exception as error:  # decoders raise nearly any exception on hostile bytes
-        raise UndecodableImageError(str(error)) from error
+    """Read the size and the mode of an image; `load` decodes its pixels. Takes and raises what `decode` does.
+
+    What decoding will cost is checked here, before any pixel is decoded.
+    """
+    image = _opened(data)
     width, height = image.size
     if width * height > max_pixels:
         raise ImageTooLargeError(f"{width}×{height} pixels, at most {max_pixels} are accepted")
+    check_work(image, data)
     return image
+
+
+def _opened(data: bytes) -> Image.Image:
+    try:
+        return Image.open(BytesIO(png_without_extras(data)), formats=FORMATS)
+    except Exception as error:  # decoders raise nearly any exception on hostile bytes
+        known = known_format(data)
+        if known is not None:
+            accepted = ", ".join(FORMATS)
+            raise UnsupportedImageError(f"of the format {known}, but {accepted} are accepted") from error
+        raise UndecodableImageError(str(error)) from error
 
 
 def load(image: Image.Image, fast_for: Optional[int] = None) -> Image.Image:
@@ -74,8 +90,8 @@ def load(image: Image.Image, fast_for: Optional[int] = None) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
-        # 16-bit grey: `convert` would clip everything above 255 to white.
-        image = image.point(lambda value: value * (1 / 256)).convert("L")
+        # 16-bit grey: `convert` would clip everything above 255 to white. `point` knows the byte order of "I" alone.
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     if image.mode == "RGB":
         image.load()
         return image

@@ -1,26 +1,19 @@
-"""Everything that is used of uvicorn and uvicorn-worker beyond their documented interfaces."""
+"""Everything that is used of uvicorn's server and of uvicorn-worker beyond their documented interfaces.
+
+Its HTTP is in `_uvicorn_http.py`.
+"""
 
 import socket
 import sys
 from typing import Any, Dict, List, Optional, Tuple
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
 from model_server.server._gunicorn import WORKER_BOOT_ERROR
 
 # What is used, and what for. tests/unit/model_server/test_holds.py fails with this when a release has changed it.
 HOLDS: Dict[str, str] = {
-    "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol"
-    "(config, server_state, app_state, _loop)": "connections.Listener creates one for each connection it accepts",
-    "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol.on_headers_complete(self)": (
-        "called once for each request, before it is answered: the moment to decide whether its connection stays open"
-    ),
-    "uvicorn.protocols.http.httptools_impl.HttpToolsProtocol:self.cycle": "the request that has just begun",
-    "uvicorn.protocols.http.httptools_impl.RequestResponseCycle:self.default_headers": (
-        "headers of its answer; `Connection: close` among them closes the connection afterwards"
-    ),
     "uvicorn.server.Server.startup(self, sockets)": "creates the listeners; with no sockets, none",
     "uvicorn.server.Server:self.servers": "its listeners, which it closes when it shuts down",
     "uvicorn.server.Server:self.lifespan": "has the state that each connection gets",
@@ -35,22 +28,6 @@ HOLDS: Dict[str, str] = {
     "uvicorn_worker.UvicornWorker.callback_notify(self)": "gunicorn's heartbeat",
     "uvicorn_worker.UvicornWorker:self.config": "the configuration of the server",
 }
-
-
-class HttpProtocol(HttpToolsProtocol):
-    """A connection that announces each request when its head has arrived."""
-
-    def on_request(self) -> None:
-        """React to a request that is about to be answered."""
-
-    def close_after_response(self) -> None:
-        """Close the connection once the current request is answered, and say so in the answer."""
-        if self.cycle is not None:
-            self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
-
-    def on_headers_complete(self) -> None:
-        super().on_headers_complete()
-        self.on_request()
 
 
 class BaseServer(uvicorn.Server):
@@ -73,8 +50,9 @@ class BaseServer(uvicorn.Server):
         if self.config.callback_notify is not None:
             await self.config.callback_notify()
 
-    def has_connections(self) -> bool:
-        return bool(self.server_state.connections)
+    def connections(self) -> List[Any]:
+        """Return the open connections."""
+        return list(self.server_state.connections)
 
     def protocol_arguments(self) -> Tuple[Any, ...]:
         """Return what an `HttpProtocol` takes."""

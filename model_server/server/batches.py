@@ -1,11 +1,15 @@
 """The queue of predictions in a worker: one is prepared per turn of the event loop, a few are made together."""
 
 import asyncio
+import time
 from collections import deque
-from typing import Any, Callable, Deque, Generic, List, NamedTuple, Sequence, Tuple, TypeVar
+from typing import Any, Callable, Deque, Generic, List, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
+
+PRIOR = 10  # predictions that the first one counts for: a new worker's first ones are slow
+SMOOTHING = 0.02  # weight of the newest prediction in the mean
 
 
 class _Prediction(NamedTuple):
@@ -22,26 +26,49 @@ class Batches(Generic[Input, Output]):
     same time go through the model as one batch, which reads its weights only once; no prediction waits for a batch.
     """
 
-    def __init__(self, predict: Callable[[List[Input]], Sequence[Output]], size: int) -> None:
+    def __init__(
+        self,
+        predict: Callable[[List[Input]], Sequence[Output]],
+        size: int,
+        on_turn: Callable[[int, float], None] = lambda depth, seconds: None,
+    ) -> None:
         """Make batches.
 
         Args:
             predict: makes predictions of 1 to `size` inputs.
             size: of the largest batch.
+            on_turn: told after each turn how many predictions wait, and the seconds that a new one would wait.
         """
-        self._predict, self._size = predict, size
+        self._predict, self._size, self._on_turn = predict, size, on_turn
         self._waiting: Deque[_Prediction] = deque()
         self._prepared: List[Tuple[_Prediction, Input]] = []
+        self._elsewhere = 0  # predictions whose input another thread prepares
+        self._seconds = 0.0  # of a prediction, from one turn to the next
+        self._turns = 0
+        self._turned: Optional[float] = None  # when the last turn began, None if nothing has waited since
 
-    async def predict(self, prepare: Callable[[], Input], lap: Callable[[str], None]) -> Tuple[Input, Output]:
+    @property
+    def depth(self) -> int:
+        """The number of predictions that wait."""
+        return len(self._waiting) + len(self._prepared) + self._elsewhere
+
+    @property
+    def wait_estimate(self) -> float:
+        """The seconds until a new prediction would be made; 0 while at most one waits."""
+        waiting = len(self._waiting)
+        return self._seconds * (waiting + len(self._prepared) + 1) if waiting > 1 else 0.0
+
+    async def predict(
+        self, prepare: "Callable[[], Union[Input, asyncio.Future[Input]]]", lap: Callable[[str], None]
+    ) -> Tuple[Input, Output]:
         """Wait for a prediction.
 
         Args:
-            prepare: makes its input.
+            prepare: makes its input, or a future of it when another thread does; the queue goes on meanwhile.
             lap: is told when a stage ends: `queue` before the batch, `forward` after it.
 
         Raises:
-            Exception: what `prepare` raised, or the model for this input.
+            Exception: what `prepare` or `lap` raised, or the model for this input.
         """
         loop = asyncio.get_running_loop()
         prediction = _Prediction(prepare, lap, loop.create_future())
@@ -52,33 +79,90 @@ class Batches(Generic[Input, Output]):
         return result
 
     def _take_turn(self) -> None:
-        prediction = self._waiting.popleft()
-        if not prediction.future.done():  # else it was cancelled
-            try:
-                self._prepared.append((prediction, prediction.prepare()))
-            except Exception as error:
-                prediction.future.set_exception(error)
-        if len(self._prepared) == self._size or not self._waiting:
-            batch, self._prepared = self._prepared, []
-            self._run(batch)
+        if len(self._prepared) >= self._size:  # a turn of its own: others wait for the event loop meanwhile
+            self._run_prepared()
+        else:
+            self._prepare_next()
+        self._on_turn(self.depth, self.wait_estimate)
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._take_turn)
 
+    def _prepare_next(self) -> None:
+        now = time.perf_counter()
+        if self._turned is not None:
+            self._turns += 1
+            self._seconds += max(SMOOTHING, 1 / self._turns) * (now - self._turned - self._seconds)
+        prediction = self._waiting.popleft()
+        self._turned = now if self._waiting else None
+        if not prediction.future.done():  # else it was cancelled
+            self._prepare(prediction)
+        if not self._waiting:
+            self._run_prepared()
+        if not self._turns:  # the first of all, in the self-check: the turn itself is the best guess
+            self._seconds, self._turns = time.perf_counter() - now, PRIOR
+
+    def _prepare(self, prediction: _Prediction) -> None:
+        try:
+            prepared = prediction.prepare()
+        except Exception as error:
+            _fail(prediction, error)
+            return
+        if not isinstance(prepared, asyncio.Future):
+            self._prepared.append((prediction, prepared))
+            return
+        self._elsewhere += 1
+        prepared.add_done_callback(lambda future: self._take_back(prediction, future))
+
+    def _take_back(self, prediction: _Prediction, prepared: "asyncio.Future[Input]") -> None:
+        self._elsewhere -= 1
+        if prepared.cancelled():
+            prediction.future.cancel()
+            return
+        error = prepared.exception()
+        if error is not None:
+            _fail(prediction, error)
+            return
+        self._prepared.append((prediction, prepared.result()))
+        if not self._waiting:
+            self._run_prepared()
+
+    def _run_prepared(self) -> None:
+        while self._prepared:
+            batch, self._prepared = self._prepared[: self._size], self._prepared[self._size :]
+            self._run(batch)
+
     def _run(self, batch: List[Tuple[_Prediction, Input]]) -> None:
-        batch = [each for each in batch if not each[0].future.done()]
+        batch = [each for each in batch if _lap(each[0], "queue")]
         if not batch:
             return
-        for prediction, _ in batch:
-            prediction.lap("queue")
         try:
             outputs = self._predict([prepared for _, prepared in batch])
+            if len(outputs) != len(batch):
+                raise RuntimeError(f"The model gave {len(outputs)} answers to {len(batch)} inputs.")
         except Exception as error:
             if len(batch) == 1:
-                batch[0][0].future.set_exception(error)
+                _fail(batch[0][0], error)
                 return
             for one in batch:  # one by one, so that only the faulty input fails
                 self._run([one])
             return
         for (prediction, prepared), output in zip(batch, outputs):
-            prediction.lap("forward")
-            prediction.future.set_result((prepared, output))
+            if _lap(prediction, "forward"):
+                prediction.future.set_result((prepared, output))
+
+
+def _fail(prediction: _Prediction, error: BaseException) -> None:
+    if not prediction.future.done():
+        prediction.future.set_exception(error)
+
+
+def _lap(prediction: _Prediction, stage: str) -> bool:
+    """Tell that a stage has ended, and return whether the prediction is still wanted."""
+    if prediction.future.done():
+        return False
+    try:
+        prediction.lap(stage)
+    except Exception as error:
+        _fail(prediction, error)
+        return False
+    return True

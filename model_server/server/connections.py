@@ -6,25 +6,45 @@ shuts down, while a request may be on its way.
 """
 
 import asyncio
+import itertools
 import logging
 import mmap
+import os
+import re
 import select
 import socket
 import sys
 import time
+from functools import lru_cache
 from typing import Any, Callable, Optional, Set
 
-from model_server.server._uvicorn import HttpProtocol
+from model_server.server import http1
+from model_server.server._uvicorn_http import HttpProtocol
+from model_server.server.http1 import BODY, HEAD
 
 DEFER_SECONDS = 0.02  # seconds for which a connection is left to workers that have fewer
 GREEDY_SECONDS = 1.0  # after that, accept everything for this many seconds
 POLL_SECONDS = 0.002  # seconds between two looks at a connection that is left to others
 BALANCE_SECONDS = 1.0  # seconds between two times that surplus connections are closed; by then their clients are back
 RETRY_SECONDS = 1.0  # seconds until the next attempt when there are no file descriptors left
+HEAD_SECONDS = 10.0  # for a whole head, from its first byte; for the first head, from the connection
+BODY_SECONDS = 60.0  # for a whole body
+SLOW_BODY_SECONDS, SLOW_BODY_RATE = 10.0, 1000  # after these seconds a body must arrive at this rate, in bytes/s
+FULL_SECONDS = 0.1  # until the next attempt when the worker has as many connections as it may have
+REQUEST_ID = re.compile(rb"[\w.:+/=@-]{1,128}")  # of a client, which comes back and stands in the journal
 ABSENT = -1
 BACKLOG = 24  # offset of tcpi_unacked in the kernel's struct tcp_info: the backlog of a listening socket
 
 log = logging.getLogger("gunicorn.error")
+
+
+_numbers = itertools.count(1)
+
+
+@lru_cache(maxsize=1)
+def _process_id() -> int:
+    """Return a number of this process, for the ids of its requests: chosen after the fork, on first use."""
+    return int.from_bytes(os.urandom(6), "big")
 
 
 class ConnectionCounts:
@@ -53,15 +73,72 @@ class ConnectionCounts:
 class Connection(HttpProtocol):
     """A connection that is counted by its listener, and closed after an answer when the listener wants that."""
 
-    def __init__(self, listener: "Listener", *arguments: Any, **options: Any) -> None:
+    def __init__(
+        self,
+        listener: "Listener",
+        refused: Callable[[int, str], None],
+        overload: http1.Overload,
+        *arguments: Any,
+        **options: Any,
+    ) -> None:
+        """Serve a connection.
+
+        Args:
+            listener: that accepted it.
+            refused: gets the status and the sentence that answer input that is no request.
+            overload: what is refused while the server is overloaded.
+            *arguments: of `HttpProtocol`.
+            **options: of `HttpProtocol`.
+        """
         super().__init__(*arguments, **options)
+        self._overload = overload
         self._listener: Optional[Listener] = listener  # None once it does not count any more
+        self._refused = refused
+
+    def on_head(self) -> None:
+        is_for = self.url.partition(b"?")[0].rstrip(b"/") == self._overload.path
+        if is_for and self._overload.is_overloaded():
+            self._overload.on_refused()
+            retry = [(name.encode(), value.encode()) for name, value in http1.RETRY.items()]
+            self.refuse_request(*http1.OVERLOADED, *retry, (b"x-request-id", self._request_id()))
 
     def on_request(self) -> None:
+        request_id = self._request_id()
+        self.scope["request_id"] = request_id.decode()  # type: ignore[typeddict-unknown-key]
+        self.add_header(b"x-request-id", request_id)
         if self._listener is not None and self._listener.take_surplus():
             self._leave()
         if self._listener is None:
-            self.close_after_response()
+            self.add_header(b"connection", b"close")
+        else:
+            self.add_header(b"keep-alive", b"timeout=%d" % self.keep_alive_seconds)
+
+    def _request_id(self) -> bytes:
+        given = self.header(b"x-request-id")
+        return given if REQUEST_ID.fullmatch(given) else b"%x-%x" % (_process_id(), next(_numbers))
+
+    def on_refused(self, status: int, sentence: str) -> None:
+        self._refused(status, sentence)
+
+    def expire(self) -> None:
+        """Cut the request whose client is too slow, and close a connection that has not been used for long."""
+        waited = self.loop.time() - self.since
+        if self.lingers:
+            return
+        if self.receiving == HEAD:
+            if waited > HEAD_SECONDS and self.is_used:
+                self.refuse(408, f"The head of the request did not arrive within {HEAD_SECONDS:.0f} seconds.")
+            elif waited > HEAD_SECONDS:
+                self.close()
+        elif self.receiving == BODY:
+            slow = self.body_bytes < SLOW_BODY_RATE * (waited - SLOW_BODY_SECONDS)
+            if (slow or waited > BODY_SECONDS) and not self.reading_is_paused:
+                if self.is_answering:
+                    self.end_body()
+                else:
+                    self.close()
+        elif waited > self.keep_alive_seconds and not self.is_answering:
+            self.close()
 
     def connection_lost(self, exc: Optional[Exception]) -> None:
         super().connection_lost(exc)
@@ -90,6 +167,7 @@ class Listener:
         connect: Callable[["Listener"], asyncio.Protocol],
         counts: ConnectionCounts,
         slot: int,
+        most: int,
     ) -> None:
         """Begin to accept; to be called in the event loop.
 
@@ -98,6 +176,7 @@ class Listener:
             connect: makes the protocol of a connection, which must call `count(-1)` when it ends.
             counts: the connections of all workers.
             slot: the slot of this worker.
+            most: the number of connections that it may have; further ones wait in the backlog.
         """
         self._sock, self._connect, self._counts, self._slot = sock, connect, counts, slot
         self._loop = asyncio.get_running_loop()
@@ -106,6 +185,7 @@ class Listener:
         self.draining = False
         self._closed = False
         self._connections = 0
+        self._most, self._is_full = most, False
         self._surplus = 0
         self._balanced = time.monotonic()
         self._deferring_since: Optional[float] = None
@@ -131,6 +211,7 @@ class Listener:
     def count(self, change: int) -> None:
         """Add `change` to the number of connections."""
         self._connections += change
+        self._is_full = self._is_full and self._connections > 0.9 * self._most
         if not self._closed:
             self._counts.set(self._slot, self._connections)
 
@@ -151,6 +232,10 @@ class Listener:
                 self._pause(POLL_SECONDS)
                 return
             self._deferring_since = None
+            if self._connections >= self._most:
+                self._report_full()
+                self._pause(FULL_SECONDS)
+                return
             try:
                 connection, _ = self._sock.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -161,6 +246,11 @@ class Listener:
                 return
             self._adopt(connection)
         self._deferring_since = None
+
+    def _report_full(self) -> None:
+        if not self._is_full:
+            self._is_full = True
+            log.error("This worker has its %d connections: new ones wait until some are closed.", self._most)
 
     def _should_defer(self) -> bool:
         if self._connections < self._counts.fair(self._backlog()):

@@ -33,7 +33,7 @@ timeout = _settings.timeout
 graceful_timeout = _settings.graceful_timeout + int(DRAIN) + 1  # idle connections are drained first
 # Heartbeats are written to a file: on a disk, a worker would block while others write much to it.
 worker_tmp_dir = None if _settings.runtime_dir is None else str(_settings.runtime_dir)
-keepalive = 75  # seconds, longer than any client or proxy keeps an idle connection: the server never closes it first
+keepalive = _settings.keep_alive
 # The model is loaded before the fork: READY means that it works, and the workers share its memory.
 preload_app = True
 control_socket_disable = True

@@ -6,10 +6,12 @@ import os
 import signal
 import socket
 import time
+from http import HTTPStatus
 from typing import Any, Dict, List, Optional
 
 import uvicorn
 
+from model_server.metrics.journal import LimitedLog
 from model_server.metrics.slots import Slot
 from model_server.metrics.values import restore_lost_files
 from model_server.server._uvicorn import BaseServer, BaseWorker
@@ -32,25 +34,29 @@ class Server(BaseServer):
     successor serves; those get `DRAIN` seconds for one more request.
     """
 
-    def __init__(
-        self, config: uvicorn.Config, counts: ConnectionCounts, slot: int, serving_master: ServingMaster, master: int
-    ) -> None:
-        """Serve as the worker of a slot; `master` is the process id of its master, which may have died already."""
+    def __init__(self, config: uvicorn.Config, worker: "Worker") -> None:
         super().__init__(config)
-        self._counts, self._slot, self._serving_master = counts, slot, serving_master
-        self._master = master
+        self._worker = worker
+        self._refusals = LimitedLog("times", lines=1)
         self._listeners: List[Listener] = []
         self._orphaned: Optional[float] = None
         self._heartbeat = 0.0
 
     def listen(self, sock: socket.socket) -> Listener:
-        listener = Listener(sock, self._connect, self._counts, self._slot)
+        worker = self._worker
+        listener = Listener(sock, self._connect, worker.counts, worker.slot.number, worker.settings.max_connections)
         self._listeners.append(listener)
-        self._serving_master.set(self._master)
+        self._worker.serving_master.set(self._worker.ppid)
         return listener
 
     def _connect(self, listener: Listener) -> Connection:
-        return Connection(listener, *self.protocol_arguments())
+        return Connection(listener, self._refuse, self._worker.wsgi.state.overload, *self.protocol_arguments())
+
+    def _refuse(self, status: int, sentence: str) -> None:
+        if status == HTTPStatus.REQUEST_TIMEOUT:
+            self._worker.wsgi.state.count_timeout()
+        else:
+            self._refusals.add(f"Input that is no request was answered with {status}: {sentence}")
 
     async def tick(self) -> None:
         # uvicorn's own heartbeat counts ticks; a busy worker has so few that gunicorn would think it hangs.
@@ -59,9 +65,13 @@ class Server(BaseServer):
             self._heartbeat = now
             await self.send_heartbeat()
             restore_lost_files()
-        if os.getppid() != self._master:
+            self._refusals.flush()
+            self._worker.wsgi.state.journal.flush()
+            for connection in self.connections():
+                connection.expire()
+        if os.getppid() != self._worker.ppid:
             self._outlive_master()
-        self._set_draining(self._serving_master.has_successor(self._master))
+        self._set_draining(self._worker.serving_master.has_successor(self._worker.ppid))
 
     def _set_draining(self, draining: bool) -> None:
         for listener in self._listeners:
@@ -72,7 +82,7 @@ class Server(BaseServer):
         if self._orphaned is None:
             log.warning("The master of this worker is gone; it serves until another one's do.")
             self._orphaned = now
-        if self._serving_master.get() != self._master or now > self._orphaned + ORPHANED:
+        if self._worker.serving_master.get() != self._worker.ppid or now > self._orphaned + ORPHANED:
             self.should_exit = True
 
     async def drain(self) -> None:
@@ -80,11 +90,11 @@ class Server(BaseServer):
         signal.alarm(int(DRAIN) + (self.config.timeout_graceful_shutdown or 0) + 10)
         for listener in self._listeners:
             listener.close()
-        if self._serving_master.get() in {None, self._master}:
+        if self._worker.serving_master.get() in {None, self._worker.ppid}:
             return
         self._set_draining(True)
         deadline = time.monotonic() + DRAIN
-        while self.has_connections() and time.monotonic() < deadline:
+        while self.connections() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
 
 
@@ -105,14 +115,14 @@ class Worker(BaseWorker):
 
     def assign(self, slot: Slot, counts: ConnectionCounts, serving_master: ServingMaster, settings: Settings) -> None:
         """Give the worker, before it is forked, its slot and what it shares with the others."""
-        self.slot, self._counts, self._serving_master = slot, counts, serving_master
-        self._timeout, self._graceful_timeout = settings.timeout, settings.graceful_timeout
+        self.slot, self.counts, self.serving_master = slot, counts, serving_master
+        self.settings = settings
 
     def create_server(self, config: uvicorn.Config) -> Server:
-        config.timeout_graceful_shutdown = self._graceful_timeout
-        return Server(config, self._counts, self.slot.number, self._serving_master, self.ppid)
+        config.timeout_graceful_shutdown = self.settings.graceful_timeout
+        return Server(config, self)
 
     async def callback_notify(self) -> None:
         # gunicorn kills a worker that hangs after `timeout`; when there is no master left, the kernel does it.
-        signal.alarm(2 * self._timeout)
+        signal.alarm(2 * self.settings.timeout)
         await super().callback_notify()

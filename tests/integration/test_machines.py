@@ -52,6 +52,22 @@ def test_every_gunicorn_process_is_unprivileged(model_server: ModelServer) -> No
             assert int(status[held], 16) == 0, f"process {pid}: {held} {status[held]}"
 
 
+def test_model_server_is_confined(server: Machine) -> None:
+    *_, verdict = server.run("systemd-analyze security --no-pager model-server.service").splitlines()
+
+    assert float(verdict.split(":")[1].split()[0]) <= 2.0, verdict
+
+
+def test_model_server_can_only_read_the_system(model_server: ModelServer) -> None:
+    """Ask the kernel, from within the namespaces of a worker, which file systems it may write to."""
+    machine = model_server.machine
+    inside = f"nsenter --target {max(model_server.processes())} --mount"
+    places = "/ /etc /usr /var /var/lib/model-server /home /root"
+
+    assert machine.run(f"{inside} sh -c 'for place in {places}; do test -w $place && echo $place; done; true'") == ""
+    assert machine.run(f"{inside} ls /root /home").split() == ["/home:", "/root:"]
+
+
 @pytest.mark.parametrize(
     ("user", "paths"),
     [

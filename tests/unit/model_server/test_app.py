@@ -1,6 +1,7 @@
 import asyncio
 import random
 import re
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,6 +130,52 @@ def test_a_server_error_is_simulated_only_on_request(classifier: FakeClassifier,
     assert post(client, encode(), "fake_server_error/jpeg").status_code == 500
     assert post(client, encode(), "fake_client_error/jpeg").status_code == 400
     assert post(client, encode()).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["", "application/octet-stream", "IMAGE/JPEG", "image/jpg; charset=utf-8"])
+def test_a_type_that_says_nothing_leaves_it_to_the_bytes(client: Client, encode: Encode, kind: str) -> None:
+    head = '--XX\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n'
+    part = head + (f"Content-Type: {kind}\r\n\r\n" if kind else "\r\n")
+    body = part.encode() + encode(kind="PNG") + b"\r\n--XX--\r\n"
+    answer = client.post("/predict", content=body, headers={"content-type": "multipart/form-data; boundary=XX"})
+    assert answer.status_code == 200
+    assert answer.json() == {"filename": "a.png", "content_type": kind or "image/png", "likely_class": "lemon"}
+    assert post(client, b"text", kind or "application/octet-stream").status_code == 400
+
+
+def test_a_format_that_is_not_accepted_is_named(client: Client) -> None:
+    answer = post(client, b"\0\0\0\x1cftypheic" + bytes(40))
+    assert answer.status_code == 415
+    accepted = "JPEG, PNG, WEBP, GIF, BMP, TIFF"
+    assert answer.json()["detail"] == f"File 'a.jpg' is of the format HEIC, but {accepted} are accepted."
+
+
+def test_a_large_image_is_decoded_beside_the_event_loop(
+    client: Client, classifier: FakeClassifier, encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: List[str] = []
+    monkeypatch.setattr(
+        classifier, "preprocess", lambda image: threads.append(threading.current_thread().name), raising=True
+    )
+    assert post(client, encode((2100, 2100), quality=5)).status_code == 200
+    assert post(client, encode((100, 100))).status_code == 200
+    assert threads[0] != threads[1] == threading.main_thread().name
+    assert post(client, encode((2100, 2100), quality=5)[:-3000]).status_code == 400
+
+
+def test_pages_of_other_origins_may_ask_when_they_are_named(classifier: FakeClassifier) -> None:
+    headers = {"Origin": "https://one.example", "Access-Control-Request-Method": "POST"}
+    closed, opened = make_client(classifier), make_client(classifier, allowed_origins="https://one.example, https://b")
+    assert "access-control-allow-origin" not in closed.request("OPTIONS", "/predict", headers=headers).headers
+    answer = opened.request("OPTIONS", "/predict", headers=headers)
+    assert answer.headers["access-control-allow-origin"] == "https://one.example"
+
+
+def test_errors_stand_in_the_documentation(client: Client) -> None:
+    responses = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["responses"]
+    assert set(responses) == {"200", "400", "408", "413", "415", "422", "503"}
+    for status in set(responses) - {"200"}:
+        assert responses[status]["content"]["application/json"]["schema"]["$ref"].endswith("/Problem"), status
 
 
 @pytest.mark.parametrize("data", [b"", b"text in disguise", b"\xff\xd8\xff\xe0", b"GIF89a" + bytes(20)])

@@ -10,9 +10,9 @@ import pytest
 
 from model_server.metrics import _prometheus_client
 from model_server.metrics import requests as request_metrics
-from model_server.server import _gunicorn, _uvicorn
+from model_server.server import _gunicorn, _uvicorn, _uvicorn_http
 
-MODULES = (_gunicorn, _uvicorn, _prometheus_client, request_metrics)
+MODULES = (_gunicorn, _uvicorn_http, _uvicorn, _prometheus_client, request_metrics)
 HOLDS: Dict[str, str] = {hold: purpose for module in MODULES for hold, purpose in module.HOLDS.items()}
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "internals.md"
 CASES = pytest.mark.parametrize("hold", HOLDS)

@@ -139,6 +139,57 @@ def test_a_far_too_long_boundary_is_refused() -> None:
     assert refused(file_part() + END, "multipart/form-data; boundary=" + "x" * 5000).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("disposition", "name"),
+    [
+        ("filename*=utf-8''%E8%8B%B9%E6%9E%9C.jpg", "苹果.jpg"),
+        ("filename=\"plain.jpg\"; filename*=UTF-8'en'%E8%8B%B9%E6%9E%9C.jpg", "苹果.jpg"),
+        ("filename*=iso-8859-1''%E4.jpg", "ä.jpg"),
+        ("filename=\"a.jpg\"; filename*=no-such-set''b.jpg", "a.jpg"),
+        ('filename="q%22b.jpg"', 'q"b.jpg'),
+        ('filename="q\\"b.jpg"', 'q"b.jpg'),
+        ('filename="/home/x/a.jpg"', "a.jpg"),
+        ('filename="C:\\\\Users\\\\me\\\\a.jpg"', "a.jpg"),
+        ('\r\n filename="folded.jpg"', "folded.jpg"),
+        ('\r\n\tfilename="folded.jpg"', "folded.jpg"),
+        ("filename=a.jpg", "a.jpg"),
+    ],
+)
+def test_names_as_clients_write_them(disposition: str, name: str) -> None:
+    headers = f'Content-Disposition: form-data; name="file"; {disposition}\r\nContent-Type: image/jpeg'
+    assert read(part(headers) + END) == Upload(name, "image/jpeg", b"pixels")
+
+
+def test_no_file_chosen_in_a_browser() -> None:
+    error = refused(file_part(b"", filename="", kind="application/octet-stream") + END)
+    assert (error.status_code, error.detail) == (422, "No file was chosen in the field 'file'.")
+
+
+@pytest.mark.parametrize("encoding", ["base64", "quoted-printable"])
+def test_an_encoded_part_is_refused(encoding: str) -> None:
+    headers = 'Content-Disposition: form-data; name="file"; filename="a.jpg"\r\nContent-Transfer-Encoding: '
+    error = refused(part(headers + encoding) + END)
+    assert (error.status_code, encoding in error.detail) == (415, True)
+    assert read(part(headers + "binary") + END).data == b"pixels"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br"])
+def test_a_compressed_body_is_refused(encoding: str) -> None:
+    error = refused(file_part() + END, content_encoding=encoding)
+    assert (error.status_code, encoding in error.detail) == (415, True)
+    assert read(file_part() + END, content_encoding="identity").data == b"pixels"
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "multipart/mixed; boundary=XX", "text/plain"])
+def test_another_body_is_refused_with_what_is_accepted(content_type: str) -> None:
+    error = refused(b"{}", content_type)
+    assert (error.status_code, error.reason) == (415, Reason.UNSUPPORTED_MEDIA_TYPE)
+    assert error.detail == (
+        f"A body of the type {content_type.split(';', maxsplit=1)[0]} is not accepted. "
+        "Send the image in the form field 'file', or as the body with its own Content-Type."
+    )
+
+
 @pytest.mark.parametrize("content_type", [None, "", "application/x-www-form-urlencoded"])
 def test_other_forms_are_refused(content_type: Optional[str]) -> None:
     error = refused(b"file=1", content_type)

@@ -233,7 +233,10 @@ def test_a_damaged_file_is_put_aside_and_logged_once(
 
 @pytest.mark.parametrize(
     ("name", "problem"),
-    [("gauge_min_7.db", "has gauges of mode min, but only sums are supported"), ("x.db", "is not named like a file")],
+    [
+        ("gauge_min_7.db", "has gauges of mode min, but only sums and maxima are supported"),
+        ("x.db", "is not named like a file"),
+    ],
 )
 def test_a_file_that_cannot_be_added_up_is_put_aside(
     workers: Workers, name: str, problem: str, caplog: pytest.LogCaptureFixture

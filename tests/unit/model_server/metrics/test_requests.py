@@ -5,6 +5,7 @@ from typing import Any, Dict, Tuple
 import pytest
 from prometheus_client import CollectorRegistry
 
+from model_server.metrics.journal import LimitedLog
 from model_server.metrics.requests import RequestMetrics
 
 Series = Dict[Tuple[str, str, str], float]
@@ -13,7 +14,7 @@ Series = Dict[Tuple[str, str, str], float]
 def serve(answer: Any, *requests: Tuple[str, str]) -> Series:
     """Send requests (method and path) through the middleware; return those counted, by method, path and status."""
     registry = CollectorRegistry()
-    middleware = RequestMetrics(answer, {"/known"}, registry)
+    middleware = RequestMetrics({"/known"}, registry, LimitedLog("requests")).wrap(answer)
     for metric in (middleware.request_count, middleware.request_time, middleware.requests_in_progress):
         metric.clear()  # starlette_exporter keeps them for the whole process
 
@@ -72,5 +73,6 @@ def test_scopes_other_than_http_pass() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["type"])
 
-    asyncio.run(RequestMetrics(app, {"/known"}, CollectorRegistry())({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
+    middleware: Any = RequestMetrics({"/known"}, CollectorRegistry(), LimitedLog("")).wrap(app)
+    asyncio.run(middleware({"type": "lifespan"}, None, None))
     assert seen == ["lifespan"]

@@ -1,14 +1,16 @@
 import contextlib
 import gc
+import io
 import random
-from typing import Any, Callable, Dict
+import struct
+import zlib
+from typing import Any, Callable, Dict, Optional
 
 import pytest
 from PIL import Image, ImageChops
 
+from model_server.model.image_files import ImageTooLargeError, UndecodableImageError, UnsupportedImageError
 from model_server.model.preprocessing import (
-    ImageTooLargeError,
-    UndecodableImageError,
     decode,
     load,
     open_image,
@@ -26,7 +28,7 @@ def test_formats(encode: Encode, kind: str) -> None:
     assert (image.mode, image.size) == ("RGB", (120, 80))
 
 
-MODES = "CMYK JPEG, L JPEG, YCbCr JPEG, P PNG, LA PNG, RGBA PNG, 1 PNG, I;16 PNG, I;16 TIFF, F TIFF, P GIF"
+MODES = "CMYK JPEG, L JPEG, YCbCr JPEG, P PNG, LA PNG, RGBA PNG, 1 PNG, I;16 PNG, I;16 TIFF, P GIF"
 
 
 @pytest.mark.parametrize("mode_and_kind", MODES.split(", "))
@@ -41,6 +43,61 @@ def test_16_bit_grey_keeps_its_tones(encode: Encode) -> None:
     middle = decode(encode((100, 100), mode="I;16", kind="PNG"), LIMIT).getpixel((50, 50))
     assert isinstance(middle, tuple)
     assert all(abs(part - 128) < 4 for part in middle)
+
+
+def test_byte_order_makes_no_difference(encode: Encode) -> None:
+    pixels = Image.linear_gradient("L").convert("I").point(lambda value: value * 257).convert("I;16")
+    buffer = io.BytesIO()
+    Image.frombytes("I;16B", pixels.size, swapped(pixels.tobytes())).save(buffer, "TIFF")
+    one, other = decode(buffer.getvalue(), LIMIT), decode(encode((256, 256), mode="I;16", kind="TIFF"), LIMIT)
+    assert one.tobytes() == other.tobytes()
+
+
+def swapped(words: bytes) -> bytes:
+    return b"".join(words[i : i + 2][::-1] for i in range(0, len(words), 2))
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_values_of_32_bits_are_refused(encode: Encode, mode: str) -> None:
+    with pytest.raises(UnsupportedImageError, match=r"^of 32 bits a channel, but at most 16 are accepted$"):
+        decode(encode(mode=mode, kind="TIFF"), LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"\0\0\0\x1cftypheic" + bytes(40), "HEIC"),
+        (b"\0\0\0\x1cftypavif" + bytes(40), "AVIF"),
+        (b"%PDF-1.7\n" + bytes(40), "PDF"),
+        (b'<?xml version="1.0"?><svg/>', "SVG"),
+        (b"\xff\x0a" + bytes(40), "JPEG XL"),
+    ],
+)
+def test_a_format_that_is_not_accepted_is_named(data: bytes, name: str) -> None:
+    accepted = "JPEG, PNG, WEBP, GIF, BMP, TIFF"
+    with pytest.raises(UnsupportedImageError, match=f"^of the format {name}, but {accepted} are accepted$"):
+        decode(data, LIMIT)
+
+
+def chunk(kind: bytes, data: bytes, checksum: Optional[int] = None) -> bytes:
+    found = zlib.crc32(kind + data) if checksum is None else checksum
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", found)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2_000_000))),
+        chunk(b"pHYs", bytes(9), checksum=1),
+        chunk(b"iCCP", b"x\0\0" + b"damaged"),
+    ],
+)
+def test_a_png_is_decoded_whatever_its_extras_are(encode: Encode, extra: bytes) -> None:
+    plain = encode(kind="PNG")
+    after_head = 8 + 25
+    for position in (after_head, plain.index(b"IEND") - 4):
+        image = decode(plain[:position] + extra + plain[position:], LIMIT)
+        assert image.tobytes() == decode(plain, LIMIT).tobytes()
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"quality": 5}, {"subsampling": 2}])

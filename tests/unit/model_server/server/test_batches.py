@@ -1,4 +1,5 @@
 import asyncio
+import time
 from typing import Any, Callable, List
 
 import pytest
@@ -111,3 +112,82 @@ def test_stages_end_when_they_do(names: str, laps: int) -> None:
 
     asyncio.run(run())
     assert ended == ["queue"] * laps + ["forward"] * laps
+
+
+def short(batch: List[str]) -> List[str]:
+    return [each.upper() for each in batch if each != "b"]
+
+
+def test_a_model_that_gives_too_few_answers_fails_them_all_but_keeps_going() -> None:
+    async def run() -> List[Any]:
+        batches = Batches(short, 4)
+        predictions = [batches.predict(prepare(name), no_lap) for name in "abc"]
+        return list(await asyncio.wait_for(asyncio.gather(*predictions, return_exceptions=True), 5))
+
+    first, error, last = asyncio.run(run())
+    assert (first, last) == (("a", "A"), ("c", "C"))
+    assert str(error) == "The model gave 0 answers to 1 inputs."
+
+
+@pytest.mark.parametrize("stage", ["queue", "forward"])
+def test_an_error_at_the_end_of_a_stage_fails_its_own_prediction_alone(stage: str) -> None:
+    def fail(ended: str) -> None:
+        if ended == stage:
+            raise KeyError(ended)
+
+    async def run() -> List[Any]:
+        batches = Batches(Model(), 4)
+        laps = [no_lap, fail, no_lap]
+        predictions = [batches.predict(prepare(name), lap) for name, lap in zip("abc", laps)]
+        found = list(await asyncio.wait_for(asyncio.gather(*predictions, return_exceptions=True), 5))
+        return [*found, await asyncio.wait_for(batches.predict(prepare("d"), no_lap), 5)]
+
+    first, error, third, later = asyncio.run(run())
+    assert (first, third, later) == (("a", "A"), ("c", "C"), ("d", "D"))
+    assert isinstance(error, KeyError)
+
+
+def test_what_another_thread_prepares_keeps_nobody_waiting() -> None:
+    async def run() -> List[str]:
+        batches, order, loop = Batches(Model(), 4), [], asyncio.get_running_loop()
+        ready = loop.create_future()
+
+        async def predict(name: str, prepared: Callable[[], Any]) -> None:
+            order.append((await batches.predict(prepared, no_lap))[1])
+
+        slow = asyncio.ensure_future(predict("slow", lambda: ready))
+        for name in "ab":
+            await asyncio.wait_for(predict(name, prepare(name)), 5)
+        assert batches.depth == 1
+        ready.set_result("slow")
+        await asyncio.wait_for(slow, 5)
+        failing = loop.create_future()
+        failing.set_exception(ValueError("no image"))
+        with pytest.raises(ValueError, match="no image"):
+            await asyncio.wait_for(batches.predict(lambda: failing, no_lap), 5)
+        assert batches.depth == 0
+        return order
+
+    assert asyncio.run(run()) == ["A", "B", "SLOW"]
+
+
+def test_the_wait_is_estimated_from_what_predictions_take() -> None:
+    turns: List[Any] = []
+
+    def slow(batch: List[str]) -> List[str]:
+        time.sleep(0.01 * len(batch))
+        return batch
+
+    async def run() -> float:
+        batches = Batches(slow, 4, lambda depth, seconds: turns.append((depth, seconds)))
+        predictions = [asyncio.ensure_future(batches.predict(prepare("a"), no_lap)) for _ in range(40)]
+        await asyncio.sleep(0.2)
+        estimate, waiting = batches.wait_estimate, batches.depth
+        begun = time.monotonic()
+        await asyncio.gather(*predictions)
+        assert waiting > 5
+        return estimate / (time.monotonic() - begun)
+
+    assert 0.4 < asyncio.run(run()) < 2.5
+    assert turns[-1] == (0, 0)
+    assert max(depth for depth, _ in turns) > 20

@@ -8,7 +8,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Callable, Iterator, List
 
-from model_server.server.connections import BALANCE_SECONDS, DEFER_SECONDS, GREEDY_SECONDS, ConnectionCounts, Listener
+import pytest
+
+from model_server.server.connections import (
+    BALANCE_SECONDS,
+    DEFER_SECONDS,
+    FULL_SECONDS,
+    GREEDY_SECONDS,
+    ConnectionCounts,
+    Listener,
+)
 from tests.unit.model_server.server.gunicorn_process import Server, connection_header, wait_for
 
 Encode = Callable[..., bytes]
@@ -102,7 +111,7 @@ def test_a_connection_is_left_to_the_others_and_then_taken() -> None:
                 accepted.append(time.monotonic())
                 return asyncio.Protocol()
 
-            listener = Listener(sock, connect, counts, slot=0)
+            listener = Listener(sock, connect, counts, slot=0, most=10)
             clients.enter_context(socket.create_connection(sock.getsockname()))
             while len(accepted) < 1:
                 await asyncio.sleep(0.001)
@@ -116,6 +125,30 @@ def test_a_connection_is_left_to_the_others_and_then_taken() -> None:
 
     assert asyncio.run(listen()) >= DEFER_SECONDS
     assert counts.fair() == 0, "a listener that is closed gets nothing"
+
+
+def test_a_worker_that_is_full_lets_others_wait(caplog: pytest.LogCaptureFixture) -> None:
+    async def listen() -> List[int]:
+        accepted: List[Listener] = []
+        with socket.create_server(("127.0.0.1", 0)) as sock, ExitStack() as clients:
+            sock.setblocking(False)
+
+            def connect(listener: Listener) -> asyncio.Protocol:
+                accepted.append(listener)
+                return asyncio.Protocol()
+
+            listener = Listener(sock, connect, ConnectionCounts(1), slot=0, most=3)
+            for _ in range(5):
+                clients.enter_context(socket.create_connection(sock.getsockname()))
+            await asyncio.sleep(3 * FULL_SECONDS)
+            seen = [len(accepted)]
+            listener.count(-1)
+            await asyncio.sleep(3 * FULL_SECONDS)
+            listener.close()
+            return [*seen, len(accepted)]
+
+    assert asyncio.run(listen()) == [3, 4]
+    assert caplog.text.count("This worker has its 3 connections") == 2, "once each time"
 
 
 def ask(connection: socket.socket) -> None:

@@ -8,6 +8,7 @@ from typing import Callable, Dict
 
 import pytest
 
+from model_server.metrics.journal import LINES
 from tests.unit.model_server.server.gunicorn_process import GUNICORN, Server, environment, wait_for
 
 Encode = Callable[..., bytes]
@@ -17,7 +18,7 @@ def test_counters_survive_the_workers_that_counted(server: Server, encode: Encod
     image = encode((40, 30))
     answered, last = 0, 0.0
     for round_ in range(20):
-        before = server.workers()
+        before = wait_for(lambda: len(server.workers()) == 2 and server.workers())  # a list that the kernel may cut
         for _ in range(3):
             answered += server.predict(image) is not None
         os.kill(before[round_ % 2], signal.SIGKILL)
@@ -62,13 +63,21 @@ def test_workers_do_not_collect_garbage_in_shared_memory(server: Server) -> None
     assert answer.json() > 10_000
 
 
-def test_requests_leave_no_log(server: Server, encode: Encode) -> None:
+def test_only_requests_that_fail_are_logged(server: Server, encode: Encode) -> None:
     assert server.predict(encode((40, 30)))
-    assert server.get("/nowhere")
-    log = server.log.read_text()
+    assert server.client.get("/nowhere", headers={"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    answer = server.client.post("/predict", files={"file": ("a\nb.jpg", b"", "image/jpeg")})
+    expected = f" 400 POST /predict from 127.0.0.1, id {answer.headers['x-request-id']} File 'a"
+    log = wait_for(lambda: expected in server.log.read_text() and server.log.read_text())  # after the answer
     assert "Listening at" in log
-    assert "/predict" not in log
-    assert "/nowhere" not in log
+    assert " 404 GET /nowhere from 127.0.0.1, id mine-1\n" in log
+    assert log.count("/predict") == 1
+
+
+def test_a_flood_of_failing_requests_is_counted_in_the_log(server: Server) -> None:
+    for _ in range(50):
+        assert server.get("/nowhere")
+    assert server.log.read_text().count("/nowhere") <= 2 * LINES
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_a_busy_worker_is_not_taken_for_one_that_hangs(server: Server, encode: E
     assert server.workers() == workers
 
 
-@pytest.mark.parametrize("server", [{"LEMON_SLEEPS": "0.2"}], indirect=True)
+@pytest.mark.parametrize("server", [{"LEMON_SLEEPS": "0.2", "MODEL_SERVER_MAX_QUEUE_SECONDS": "100"}], indirect=True)
 def test_cheap_requests_do_not_wait_for_all_predictions(server: Server, encode: Encode) -> None:
     image = encode((40, 30))
     with ThreadPoolExecutor(20) as executor:

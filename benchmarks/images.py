@@ -1,0 +1,121 @@
+"""What the most expensive images cost that are accepted: `script/bench images`.
+
+Each image is made as large as the bounds allow, in all formats, modes and compressions that can be written here, with
+noise and without. It is decoded and scaled in a process of its own; the kernel says what that took.
+"""
+
+import io
+import time
+from multiprocessing import get_context
+from random import Random
+from typing import Any, Callable, Dict, Iterator, Tuple
+
+from PIL import Image
+
+from model_server.model.image_files import ImageTooLargeError, UnsupportedImageError
+from model_server.model.preprocessing import load, open_image, resize_and_crop
+from model_server.settings import Settings
+
+MAX_BODY: int = Settings.model_fields["max_body_bytes"].default
+MAX_PIXELS: int = Settings.model_fields["max_image_pixels"].default
+CPU_BAR, MEMORY_BAR = 1.5, 300.0  # seconds, MB above an idle process
+SIDES = (7000, 6000, 5400, 4800, 4000, 3000, 2000)  # of squares; the largest that is accepted counts
+KINDS: Dict[str, Tuple[str, str, Dict[str, Any]]] = {
+    "JPEG": ("RGB", "JPEG", {"quality": 75}),
+    "JPEG 4:4:4": ("RGB", "JPEG", {"quality": 75, "subsampling": 0}),
+    "JPEG grey": ("L", "JPEG", {"quality": 75}),
+    "JPEG CMYK": ("CMYK", "JPEG", {"quality": 75}),
+    "JPEG progressive": ("RGB", "JPEG", {"quality": 75, "progressive": True}),
+    "JPEG progressive grey": ("L", "JPEG", {"quality": 75, "progressive": True}),
+    "JPEG with restarts": ("RGB", "JPEG", {"quality": 75, "restart_marker_blocks": 1}),
+    "PNG": ("RGB", "PNG", {"compress_level": 1}),
+    "PNG grey": ("L", "PNG", {"compress_level": 1}),
+    "PNG RGBA": ("RGBA", "PNG", {"compress_level": 1}),
+    "PNG palette": ("P", "PNG", {"compress_level": 1}),
+    "PNG 1 bit": ("1", "PNG", {}),
+    "PNG 16 bit": ("I;16", "PNG", {"compress_level": 1}),
+    "WebP": ("RGB", "WEBP", {"quality": 75, "method": 0}),
+    "WebP lossless": ("RGB", "WEBP", {"lossless": True, "quality": 0, "method": 0}),
+    "WebP RGBA": ("RGBA", "WEBP", {"quality": 75, "method": 0}),
+    "GIF": ("P", "GIF", {}),
+    "BMP": ("RGB", "BMP", {}),
+    "TIFF": ("RGB", "TIFF", {}),
+    "TIFF LZW": ("RGB", "TIFF", {"compression": "tiff_lzw"}),
+    "TIFF deflate": ("RGB", "TIFF", {"compression": "tiff_deflate"}),
+    "TIFF packbits": ("RGB", "TIFF", {"compression": "packbits"}),
+    "TIFF JPEG": ("RGB", "TIFF", {"compression": "jpeg"}),
+    "TIFF fax": ("1", "TIFF", {"compression": "group4"}),
+    "TIFF CMYK": ("CMYK", "TIFF", {"compression": "tiff_deflate"}),
+}
+
+
+def noise(side: int) -> Image.Image:
+    """Return a tile of noise, repeated: the same each time."""
+    tile = Image.frombytes("L", (500, 500), Random("noise").getrandbits(8 * 250_000).to_bytes(250_000, "big"))
+    picture = Image.new("L", (side, side))
+    for left in range(0, side, 500):
+        for top in range(0, side, 500):
+            picture.paste(tile, (left, top))
+    return picture
+
+
+CONTENTS: Dict[str, Callable[[int], Image.Image]] = {
+    "noise": noise,
+    "flat": lambda side: Image.new("L", (side, side), 128),
+    "gradient": lambda side: Image.linear_gradient("L").resize((side, side)),
+}
+
+
+def largest(kind: str, content: str) -> "Tuple[int, bytes]":
+    """Return the side and the file of the largest image of a kind that is accepted."""
+    mode, file_format, options = KINDS[kind]
+    for side in SIDES:
+        picture = CONTENTS[content](side)
+        grey = picture.convert("I").point(lambda value: value * 257) if mode == "I;16" else picture
+        file = io.BytesIO()
+        grey.convert(mode).save(file, file_format, **options)
+        data = file.getvalue()
+        if len(data) > MAX_BODY:
+            continue
+        try:
+            open_image(data, MAX_PIXELS)
+        except (ImageTooLargeError, UnsupportedImageError):
+            continue
+        return side, data
+    raise RuntimeError(f"No size of {kind} is accepted.")
+
+
+def cost(data: bytes) -> Tuple[float, float]:
+    """Decode and scale an image in a new process; return its CPU seconds, and its memory in MB above before."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(_decode, (data,))
+
+
+def _decode(data: bytes) -> Tuple[float, float]:
+    idle = _memory("VmRSS")
+    began = time.process_time()
+    resize_and_crop(load(open_image(data, MAX_PIXELS)), 224)
+    return time.process_time() - began, _memory("VmHWM") - idle
+
+
+def _memory(field: str) -> float:
+    """Return a field of the process's status in MB: VmRSS is what it has, VmHWM the most that it had."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(field)) * 1024 / 1e6
+
+
+def measure() -> bool:
+    """Print the cost of each image, and return whether none is above the bars."""
+    return all(list(_judged()))
+
+
+def _judged() -> Iterator[bool]:
+    for kind in KINDS:
+        for content in CONTENTS:
+            side, data = largest(kind, content)
+            seconds, memory = min(cost(data) for _ in range(2))
+            met = seconds <= CPU_BAR and memory <= MEMORY_BAR
+            file = f"{side}×{side}, {len(data) / 1e6:.1f} MB"
+            verdict = "" if met else "ABOVE THE BAR"
+            print(f"{kind:<22} {content:<9} {file:<20} {seconds:5.2f} s CPU {memory:5.0f} MB {verdict}", flush=True)
+            yield met

@@ -1,0 +1,148 @@
+"""The route /predict: from a request to the name of a class."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Protocol, Sequence, Tuple, Union
+
+from fastapi import HTTPException, Request
+from PIL import Image
+from pydantic import BaseModel
+from starlette.responses import JSONResponse
+
+from model_server.decoding import load_upload, open_upload
+from model_server.metrics.predictions import ModelMetrics, Reason, RequestTimings
+from model_server.model.bundle import Manifest
+from model_server.model.preprocessing import LARGE
+from model_server.model.reference import Reference
+from model_server.server.batches import Batches
+from model_server.server.http1 import OVERLOADED, RETRY
+from model_server.settings import Settings
+from model_server.upload import CLIENT_CLOSED_REQUEST, FIELD, RejectedInputError, read_upload
+
+if TYPE_CHECKING:  # the import of torch takes seconds
+    from torch import Tensor
+
+
+class ImageClassifier(Protocol):
+    """What the app asks of a model."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def reference(self) -> Optional[Reference]: ...
+
+    @property
+    def ready(self) -> bool: ...
+
+    def preprocess(self, image: Image.Image) -> "Tensor": ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def classify_batch(self, images: "Sequence[Tensor]") -> Sequence[Tuple[str, float]]: ...
+
+
+class Prediction(BaseModel):
+    """The answer to an image; `filename` is null when it came as the bare body."""
+
+    filename: Optional[str]
+    content_type: str
+    likely_class: str
+
+
+class Problem(BaseModel):
+    """The answer to a request that was refused: what was wrong, in one sentence."""
+
+    detail: str
+
+
+IMAGE_SCHEMA = {"type": "string", "format": "binary"}
+PREDICT_REQUEST: Dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {"type": "object", "required": [FIELD], "properties": {FIELD: IMAGE_SCHEMA}}
+            },
+            "image/*": {"schema": IMAGE_SCHEMA},
+        },
+    }
+}
+PREDICT_ERRORS: Dict[Any, Dict[str, Any]] = {
+    400: {"description": "Not an image, or a malformed form", "model": Problem},
+    408: {"description": "The body arrived too slowly", "model": Problem},
+    413: {"description": "The body or the image is too large", "model": Problem},
+    415: {"description": "Neither a multipart form nor an image of an accepted format", "model": Problem},
+    422: {"description": "The form lacks the file", "model": Problem},
+    503: {"description": "Too many predictions wait; Retry-After says when to try again", "model": Problem},
+}
+
+
+class Predictor:
+    """Answers /predict.
+
+    The model runs in the event loop on purpose: a worker has one core, and if the model hangs, the worker misses
+    gunicorn's heartbeat and is replaced.
+    """
+
+    def __init__(self, settings: Settings, model: ImageClassifier, metrics: ModelMetrics) -> None:
+        self._settings, self._model, self._metrics = settings, model, metrics
+        self._fast_for = model.manifest.input_size if settings.decoding == "fast" else None
+        self._batches = Batches(model.classify_batch, model.batch_size, metrics.queue)
+        self._large_images = ThreadPoolExecutor(1)  # one at a time: each takes much memory
+
+    def is_overloaded(self) -> bool:
+        """Return whether a new prediction would wait too long."""
+        return self._batches.wait_estimate > self._settings.max_queue_seconds
+
+    async def predict(self, request: Request) -> JSONResponse:
+        """Name the class of an image, sent as form field `file` or as the body itself."""
+        timings = RequestTimings()
+        try:
+            return JSONResponse(await self._answer(request, timings))
+        except RejectedInputError as error:
+            self._metrics.reject(error.reason)
+            request.scope["problem"] = error.detail
+            raise
+        finally:
+            self._metrics.record(timings)
+
+    async def _answer(self, request: Request, timings: RequestTimings) -> Dict[str, Optional[str]]:
+        upload = await read_upload(request, self._settings.max_body_bytes)
+        timings.lap("read")
+        if self.is_overloaded():  # by requests that have come since the head
+            status, sentence = OVERLOADED
+            raise RejectedInputError(status, Reason.OVERLOADED, sentence, RETRY)
+        if self._settings.fault_injection and upload.content_type.startswith("fake_server_error/"):
+            raise HTTPException(500, "Simulated server error.")
+        is_gone: Callable[[], bool] = request.scope.get("is_gone", bool)  # set by the server
+        content_type = upload.content_type
+
+        def prepare() -> "Union[Tensor, asyncio.Future[Tensor]]":
+            nonlocal content_type
+            timings.lap("queue")
+            _refuse_if(is_gone())
+            image = open_upload(upload, timings, self._settings.max_image_pixels)
+            content_type = content_type or Image.MIME[str(image.format)]
+            if image.width * image.height > LARGE:  # the event loop goes on meanwhile
+                return asyncio.get_running_loop().run_in_executor(self._large_images, finish, image)
+            return finish(image)
+
+        def finish(image: Image.Image) -> "Tensor":
+            image = load_upload(image, upload, timings, self._fast_for)
+            timings.lap("decode")
+            pixels = self._model.preprocess(image)
+            timings.lap("preprocess")
+            return pixels
+
+        pixels, (likely_class, confidence) = await self._batches.predict(prepare, timings.lap)
+        _refuse_if(is_gone())
+        self._metrics.predict(timings, pixels, likely_class, confidence)
+        return {"filename": upload.filename, "content_type": content_type, "likely_class": likely_class}
+
+
+def _refuse_if(is_gone: bool) -> None:
+    """Refuse to go on with a request whose client has gone."""
+    if is_gone:
+        raise RejectedInputError(CLIENT_CLOSED_REQUEST, Reason.ABANDONED, "The client has gone.")
