@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Iterator, Tuple
 
 from PIL import Image
 
-from model_server.model.image_files import ImageTooLargeError, UnsupportedImageError
+from model_server.model.image_files import MAX_SCANS, ImageTooLargeError, UnsupportedImageError, count_scans
 from model_server.model.preprocessing import load, open_image, resize_and_crop
 from model_server.settings import Settings
 
@@ -27,6 +27,7 @@ KINDS: Dict[str, Tuple[str, str, Dict[str, Any]]] = {
     "JPEG CMYK": ("CMYK", "JPEG", {"quality": 75}),
     "JPEG progressive": ("RGB", "JPEG", {"quality": 75, "progressive": True}),
     "JPEG progressive grey": ("L", "JPEG", {"quality": 75, "progressive": True}),
+    "JPEG of many scans": ("L", "JPEG", {"quality": 75, "progressive": True}),
     "JPEG with restarts": ("RGB", "JPEG", {"quality": 75, "restart_marker_blocks": 1}),
     "PNG": ("RGB", "PNG", {"compress_level": 1}),
     "PNG grey": ("L", "PNG", {"compress_level": 1}),
@@ -74,7 +75,7 @@ def largest(kind: str, content: str) -> "Tuple[int, bytes]":
         grey = picture.convert("I").point(lambda value: value * 257) if mode == "I;16" else picture
         file = io.BytesIO()
         grey.convert(mode).save(file, file_format, **options)
-        data = file.getvalue()
+        data = _with_all_scans(file.getvalue()) if kind == "JPEG of many scans" else file.getvalue()
         if len(data) > MAX_BODY:
             continue
         try:
@@ -83,6 +84,12 @@ def largest(kind: str, content: str) -> "Tuple[int, bytes]":
             continue
         return side, data
     raise RuntimeError(f"No size of {kind} is accepted.")
+
+
+def _with_all_scans(jpeg: bytes) -> bytes:
+    """Repeat the last scan of a progressive JPEG as often as it is accepted."""
+    last = jpeg.rindex(b"\xff\xda")
+    return jpeg[:-2] + jpeg[last:-2] * (MAX_SCANS - count_scans(jpeg)) + jpeg[-2:]
 
 
 def cost(data: bytes) -> Tuple[float, float]:

@@ -5,6 +5,7 @@ Runs on Python 3.8 with Locust 2.25, and on the newest releases of both.
 """
 
 import random
+import sys
 from pathlib import Path
 from time import sleep
 from typing import Any, List, Tuple
@@ -22,7 +23,8 @@ def read_images(directory: Path) -> List[Image]:
     Raises:
         FileNotFoundError: there is no JPEG.
     """
-    images = [(path.name, path.read_bytes()) for path in sorted(directory.glob("*.jp*g"))]
+    files = [path for path in sorted(directory.glob("*")) if path.suffix.lower() in {".jpg", ".jpeg"}]
+    images = [(path.name, path.read_bytes()) for path in files]
     if not images:
         raise FileNotFoundError(f"There is no JPEG in {directory}; name a directory that has some with --images.")
     return images
@@ -39,7 +41,10 @@ def _add_option(parser: Any) -> None:
 
 
 def _load_images(environment: Any, **_: Any) -> None:
-    IMAGES[:] = read_images(Path(environment.parsed_options.images))
+    try:
+        IMAGES[:] = read_images(Path(environment.parsed_options.images))
+    except FileNotFoundError as error:
+        sys.exit(f"locust: {error}")  # Locust 2.25 logs other errors, and goes on without images
 
 
 def _wait_for_the_csv_files(environment: Any, **_: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Optional
 from PIL import Image
 
 MAX_BYTES = 240_000_000  # of memory for the pixels while they are decoded
-MAX_SCANS = 100  # of a JPEG; encoders make about 10
+MAX_SCANS = 40  # of a JPEG; encoders make about 10
 MIN_TILE = 1 << 20  # pixels of a TIFF's tile that is accepted whatever the size of the image
 
 # What may come up in the place of a format that is accepted.

@@ -150,6 +150,15 @@ def test_each_task_has_its_own_line_in_the_statistics(locustfile: Any) -> None:
 def test_directory_without_images_is_refused(locustfile: Any, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="--images"):
         locustfile.read_images(tmp_path)
+    with pytest.raises(SystemExit, match=r"^locust: There is no JPEG in "):
+        locustfile._load_images(SimpleNamespace(parsed_options=SimpleNamespace(images=str(tmp_path))))
+
+
+def test_endings_in_any_case_are_images(locustfile: Any, tmp_path: Path) -> None:
+    for name in ("UPPER.JPG", "b.jpeg", "c.txt"):
+        (tmp_path / name).write_bytes(name.encode())
+
+    assert locustfile.read_images(tmp_path) == [("UPPER.JPG", b"UPPER.JPG"), ("b.jpeg", b"b.jpeg")]
 
 
 def test_sample_images_are_of_several_sizes_and_light_enough_for_a_repository() -> None:
