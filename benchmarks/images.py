@@ -88,8 +88,9 @@ def largest(kind: str, content: str) -> "Tuple[int, bytes]":
 
 def _with_all_scans(jpeg: bytes) -> bytes:
     """Repeat the last scan of a progressive JPEG as often as it is accepted."""
-    last = jpeg.rindex(b"\xff\xda")
-    return jpeg[:-2] + jpeg[last:-2] * (MAX_SCANS - count_scans(jpeg)) + jpeg[-2:]
+    last = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    copies = min(MAX_SCANS - count_scans(jpeg), max(0, MAX_BODY - len(jpeg)) // len(last))
+    return jpeg[:-2] + last * copies + jpeg[-2:]
 
 
 def cost(data: bytes) -> Tuple[float, float]:
