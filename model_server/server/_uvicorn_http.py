@@ -1,5 +1,6 @@
 """Everything that is used of uvicorn's HTTP beyond its documented interface."""
 
+import weakref
 from typing import Any, Dict, Optional, Tuple
 
 import httptools
@@ -75,6 +76,11 @@ class HttpProtocol(HttpToolsProtocol):
     def is_answering(self) -> bool:
         """Whether a request is in flight."""
         return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether this connection waits for another request."""
+        return self.receiving is None and not self.is_answering
 
     @property
     def reading_is_paused(self) -> bool:
@@ -207,10 +213,10 @@ class HttpProtocol(HttpToolsProtocol):
         if self._is_refused:
             return
         super().on_headers_complete()
-        cycle = self.cycle
-        self.scope["is_gone"] = lambda: cycle.disconnected  # type: ignore[typeddict-unknown-key]
+        cycle = weakref.ref(self.cycle)  # which has the scope: only the garbage collector would end that circle
+        self.scope["is_gone"] = lambda: getattr(cycle(), "disconnected", True)  # type: ignore[typeddict-unknown-key]
         self.on_request()
-        self._kept_headers = cycle.default_headers
+        self._kept_headers = self.cycle.default_headers
         if self._has_much_to_come():
             self.add_header(b"connection", b"close")
 

@@ -137,7 +137,7 @@ class Connection(HttpProtocol):
                     self.end_body()
                 else:
                     self.close()
-        elif waited > self.keep_alive_seconds and not self.is_answering:
+        elif waited > self.keep_alive_seconds and self.is_idle:
             self.close()
 
     def connection_lost(self, exc: Optional[Exception]) -> None:
@@ -159,6 +159,7 @@ class Listener:
 
     Attributes:
         draining: whether every connection is closed after its next answer.
+        is_full: whether the worker has as many connections as it may have.
     """
 
     def __init__(
@@ -185,7 +186,7 @@ class Listener:
         self.draining = False
         self._closed = False
         self._connections = 0
-        self._most, self._is_full = most, False
+        self._most, self.is_full = most, False
         self._surplus = 0
         self._balanced = time.monotonic()
         self._deferring_since: Optional[float] = None
@@ -211,7 +212,7 @@ class Listener:
     def count(self, change: int) -> None:
         """Add `change` to the number of connections."""
         self._connections += change
-        self._is_full = self._is_full and self._connections > 0.9 * self._most
+        self.is_full = self.is_full and self._connections > 0.9 * self._most
         if not self._closed:
             self._counts.set(self._slot, self._connections)
 
@@ -248,9 +249,11 @@ class Listener:
         self._deferring_since = None
 
     def _report_full(self) -> None:
-        if not self._is_full:
-            self._is_full = True
-            log.error("This worker has its %d connections: new ones wait until some are closed.", self._most)
+        if not self.is_full:
+            self.is_full = True
+            log.error(
+                "This worker has its %d connections: new ones wait until some are closed; idle ones are.", self._most
+            )
 
     def _should_defer(self) -> bool:
         if self._connections < self._counts.fair(self._backlog()):

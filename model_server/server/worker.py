@@ -67,11 +67,19 @@ class Server(BaseServer):
             restore_lost_files()
             self._refusals.flush()
             self._worker.wsgi.state.journal.flush()
-            for connection in self.connections():
-                connection.expire()
+            self._expire_connections()
         if os.getppid() != self._worker.ppid:
             self._outlive_master()
         self._set_draining(self._worker.serving_master.has_successor(self._worker.ppid))
+
+    def _expire_connections(self) -> None:
+        connections = self.connections()
+        for connection in connections:
+            connection.expire()
+        if any(listener.is_full for listener in self._listeners):  # nobody shall lock others out by being idle
+            idle = sorted((each for each in connections if each.is_idle), key=lambda each: each.since)
+            for connection in idle[: max(1, len(idle) // 4)]:
+                connection.close()
 
     def _set_draining(self, draining: bool) -> None:
         for listener in self._listeners:

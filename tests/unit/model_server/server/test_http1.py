@@ -255,6 +255,20 @@ def test_deadlines(server: Server, encode: Encode) -> None:
     assert server.get("/healthz")
 
 
+@pytest.mark.parametrize("server", [{"MODEL_SERVER_MAX_CONNECTIONS": "16"}], indirect=True)
+def test_idle_connections_lock_nobody_out(server: Server) -> None:
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(connected(server)) for _ in range(60)]
+        for connection in idle:
+            connection.sendall(head("GET", "/healthz"))
+        began = time.monotonic()
+        answers, _ = exchange(server, head("GET", "/healthz", CLOSE), until=15)
+        assert [answer.status for answer in answers] == [200]
+        assert time.monotonic() - began < 12
+        assert all(parse(connection.recv(65536))[0].status == 200 for connection in idle)
+    assert "This worker has its 16 connections" in server.log.read_text()
+
+
 @pytest.mark.parametrize("server", [{"LEMON_HURRIES": "1"}], indirect=True)
 def test_a_slow_body_that_makes_progress_is_waited_for(server: Server) -> None:
     body = bytes(8000)
