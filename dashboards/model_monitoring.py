@@ -32,6 +32,8 @@ STAGES = "inference_stage_duration_seconds"
 # What clients ask for. Scrapes and probes would hide an idle or slow server behind many fast answers.
 CLIENTS = 'path!~"/metrics|/healthz|/readyz"'
 SERVER_ERRORS = 'status_code=~"5.."'
+ANSWERS = 'status_code!="499"'  # 499: the client had gone
+NOT_REFUSED = 'status_code!="503"'  # an overloaded server refuses at once
 PREDICTED = 'path="/predict",status_code=~"2.."'
 
 IDLE, BUSY = 'mode="idle"', 'mode!="idle"'
@@ -139,7 +141,7 @@ def top() -> Iterable[Panel]:
 
 
 def operation() -> Iterable[Panel]:
-    answers = f"sum({rate(REQUESTS, CLIENTS, window='1m')})"
+    answers = f"sum({rate(REQUESTS, CLIENTS, ANSWERS, window='1m')})"
     failures = f"(sum({rate(REQUESTS, CLIENTS, SERVER_ERRORS, window='1m')}) or vector(0))"
     yield share(
         "HTTP success rate",
@@ -150,7 +152,7 @@ def operation() -> Iterable[Panel]:
     yield note(
         "**HTTP success rate**",
         "Of all answers of the last minute, the share that was not a 5xx. A client's own mistake (4xx) is no failure "
-        "of the server. While nothing is asked, nothing fails: 100 %.",
+        "of the server; one that goes away (499) gets no answer. While nothing is asked, nothing fails: 100 %.",
     ).span(4)
     by_status = series(
         "Requests by status code",
@@ -191,8 +193,9 @@ def operation() -> Iterable[Panel]:
     yield series(
         "Server latency",
         "s",
-        "Time from request to answer, at all endpoints. The lines across are the objectives for p50 and p99.",
-        *quantiles(DURATION, CLIENTS),
+        "Time from request to answer, at all endpoints, without refusals (503). "
+        "The lines across are the objectives for p50 and p99.",
+        *quantiles(DURATION, CLIENTS, NOT_REFUSED),
         limits=OBJECTIVES,
     ).span(18)
     yield note(

@@ -6,6 +6,7 @@ from typing import Any, Callable, Coroutine, Dict, List, Optional
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
 from prometheus_client import generate_latest
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -57,16 +58,17 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         openapi_extra=PREDICT_REQUEST,
         responses=PREDICT_ERRORS,
     )
-    app = FastAPI(
-        title="Model server",
-        description="Classifies images and counts what it does.",
-        routes=[predict_route],  # routes are tried in order: the busiest one comes first
-        redirect_slashes=False,  # a redirect would copy the client's Host
-    )
+    interface: Dict[str, Any] = {
+        "title": "Model server",
+        "description": "Classifies images and counts what it does.",
+        "routes": [predict_route],  # routes are tried in order: the busiest one comes first
+        "redirect_slashes": False,  # a redirect would copy the client's Host
+    }
+    app: FastAPI = FastAPIOffline(**interface) if settings.docs else FastAPI(**interface, openapi_url=None)
 
     @app.get("/")
     async def root() -> Dict[str, str]:
-        return {"status": "ok", "docs": "/docs"}
+        return {"status": "ok", "docs": "/docs"} if settings.docs else {"status": "ok"}
 
     @app.get("/healthz")
     async def healthz() -> Dict[str, str]:
@@ -85,6 +87,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
     origins = [origin.strip() for origin in settings.allowed_origins.split(",") if origin.strip()]
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    app.state.journal = LimitedLog("requests failed")  # the worker flushes it
     count_answer = instrument(app, metrics, settings.metrics_dir)
     allowed.update(allowed_methods(app))
 
@@ -122,7 +125,6 @@ def instrument(
 
     app.add_route("/metrics", serve)
     paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
-    app.state.journal = LimitedLog("requests failed")
     requests = RequestMetrics(paths, metrics.registry, app.state.journal)
     app.add_middleware(requests.wrap)
     return requests.count

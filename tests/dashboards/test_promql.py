@@ -74,6 +74,7 @@ def requests(status: int, values: str) -> dict[str, str]:
         pytest.param({**requests(200, "0+8x120"), **requests(500, "0+0x120")}, 1, id="no 5xx any more"),
         pytest.param({**requests(200, "0+6x120"), **requests(500, "0+2x120")}, 0.75, id="one in four"),
         pytest.param({**requests(200, "0+6x120"), **requests(400, "0+2x120")}, 1, id="4xx"),
+        pytest.param({**requests(499, "0+8x120"), **requests(503, "0+8x120")}, 0, id="no client had another answer"),
         pytest.param({**requests(200, "7+0x120"), **requests(500, "7+0x120")}, 1, id="idle"),
     ],
 )

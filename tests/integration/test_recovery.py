@@ -351,6 +351,7 @@ def test_everything_runs_again_after_the_machine_was_restarted(
     back = wait_until(all_active, timeout=120, what="services after a restart of the machine")
     tell("restart of the server machine", f"{len(UNITS.split())} units active {back:.1f} s after its boot")
     assert model_server.ready()
+    assert "Status: active" in server.run("ufw status"), "the firewall is off"
     wait_until(lambda: server.get(GRAFANA_PORT, "/api/health").status_code == 200, timeout=30, what="Grafana")
     # The first scrapes may find a service that is still starting: what counts is the state after that.
     settled = "sum(min_over_time(up[5s])) == 4 and sum(count_over_time(up[5s])) >= 16"

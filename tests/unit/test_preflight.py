@@ -16,7 +16,7 @@ pytest.importorskip("ansible")
 
 REPOSITORY = Path(__file__).parents[2]
 DIGEST = "0" * 64
-MONITORING = ("node_exporter", "alertmanager", "prometheus", "grafana")  # roles of one group
+MONITORING = ("firewall", "node_exporter", "alertmanager", "prometheus", "grafana")  # roles of one group
 FOCAL = {"distribution": "Ubuntu", "distribution_version": "20.04", "service_mgr": "systemd", "processor_vcpus": 2}
 LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "ansible_become": False}
 MAIL = {
@@ -185,6 +185,14 @@ WRONG: Dict[str, Dict[str, Any]] = {
             "grafana_home_dashboard is 'x.json'; set it to one",
         ),
     },
+    "firewall": {
+        "unknown_state": ({"firewall_state": "off"}, "firewall_state is 'off'; set it to present or absent."),
+        "no_list": (
+            {"firewall_predict_from": "any"},
+            "firewall_predict_from is not a list; set it to one, such as [any]",
+        ),
+        "no_port": ({"firewall_open_ports": [443, "https"]}, "firewall_open_ports lists https; write each as a port,"),
+    },
     "load_generators": {
         "no_target": ({"locust_host": ""}, "set it to the URL of the model server"),
         "no_users": ({"locust_users": 0}, "locust_users is 0; set it to 1 or more."),
@@ -230,6 +238,7 @@ RIGHT: Dict[str, Dict[str, Any]] = {
         "line": {"grafana_version": "12.*", "grafana_admin_password": "123456789abc"},
         "package": {"grafana_deb": "https://example.org/grafana.deb", "grafana_deb_sha256": DIGEST},
     },
+    "firewall": {"without": {"firewall_state": "absent"}},
     "load_generators": {"as_it_is": {}, "long_run": {"locust_run_time": "1h30m"}},
 }
 
@@ -258,7 +267,13 @@ def preflight(directory: Path, group: str) -> Dict[str, str]:
             "hosts": {
                 name: {**variables, "os": {**FOCAL, **variables.get("os", {})}} for name, variables in hosts.items()
             },
-            "vars": {"locust_host": "http://server:8000", "bundles": str(directory / "bundles")},
+            "vars": {
+                "locust_host": "http://server:8000",
+                "bundles": str(directory / "bundles"),
+                "host_address": "127.0.0.1",
+                # What listens on the machine of the tests is not judged.
+                "firewall_state": "present" if group == "firewall" else "absent",
+            },
         },
     }
     facts = {name: f"{{{{ os.{name} }}}}" for name in FOCAL}
