@@ -244,7 +244,7 @@ def main() -> None:
     if options.what == "overload":
         sys.exit(0 if overload.measure(IMAGE.read_bytes(), bodies()) else 1)
     if options.what == "images":
-        sys.exit(0 if images.measure() else 1)
+        sys.exit(0 if images.measure(IMAGE.read_bytes()) else 1)
     bench = Bench(options.rounds, options.seconds)
     figures = judge(bench.run())
     print()

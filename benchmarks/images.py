@@ -1,17 +1,22 @@
 """What the most expensive images cost that are accepted: `script/bench images`.
 
 Each image is made as large as the bounds allow, in all formats, modes and compressions that can be written here, with
-noise and without. It is decoded and scaled in a process of its own; the kernel says what that took.
+noise and without. It is decoded and scaled in a process of its own; the kernel says what that took. Then one worker
+decodes the slowest kinds, and what else is asked of it meanwhile is timed.
 """
 
 import io
+import threading
 import time
+from functools import partial
 from multiprocessing import get_context
 from random import Random
-from typing import Any, Callable, Dict, Iterator, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 from PIL import Image
 
+from benchmarks.load import Connection, multipart
+from benchmarks.servers import ours, running
 from model_server.model.image_files import MAX_SCANS, ImageTooLargeError, UnsupportedImageError, count_scans
 from model_server.model.preprocessing import load, open_image, resize_and_crop
 from model_server.settings import Settings
@@ -19,6 +24,8 @@ from model_server.settings import Settings
 MAX_BODY: int = Settings.model_fields["max_body_bytes"].default
 MAX_PIXELS: int = Settings.model_fields["max_image_pixels"].default
 CPU_BAR, MEMORY_BAR = 1.5, 300.0  # seconds, MB above an idle process
+WAIT_BAR = 0.1  # seconds, of other requests to the same worker
+SLOW = ("JPEG 4:4:4", "JPEG progressive", "PNG", "WebP lossless")
 SIDES = (7000, 6000, 5400, 4800, 4000, 3000, 2000)  # of squares; the largest that is accepted counts
 KINDS: Dict[str, Tuple[str, str, Dict[str, Any]]] = {
     "JPEG": ("RGB", "JPEG", {"quality": 75}),
@@ -112,9 +119,39 @@ def _memory(field: str) -> float:
         return next(int(line.split()[1]) for line in file if line.startswith(field)) * 1024 / 1e6
 
 
-def measure() -> bool:
-    """Print the cost of each image, and return whether none is above the bars."""
-    return all(list(_judged()))
+def waits(large: bytes, small: bytes) -> List[float]:
+    """Return the seconds that scrapes and a small image take, in turns, while one worker decodes a large image."""
+    seconds: List[float] = []
+    with running(ours("exact"), small, workers=1) as server:
+        sending, other = Connection(server.url), Connection(server.url)
+        sender = threading.Thread(target=sending.predict, args=[multipart(large)])
+        sender.start()
+        while sender.is_alive():
+            for ask in (other.scrape, partial(other.predict, multipart(small))):
+                asked = time.perf_counter()
+                ask()
+                seconds.append(time.perf_counter() - asked)
+        sender.join()
+    return seconds
+
+
+def measure(small: bytes) -> bool:
+    """Print the cost of each image, and return whether none is above the bars; `small` is asked for meanwhile."""
+    return all([*_judged(), *_timed(small)])
+
+
+def _timed(small: bytes) -> Iterator[bool]:
+    for kind in SLOW:
+        side, data = largest(kind, "noise")
+        seconds = waits(data, small)
+        met = max(seconds) <= WAIT_BAR
+        verdict = "" if met else "ABOVE THE BAR"
+        print(
+            f"{kind:<22} meanwhile {side}×{side}, {len(seconds)} other requests: "
+            f"{max(seconds) * 1e3:.0f} ms at most {verdict}",
+            flush=True,
+        )
+        yield met
 
 
 def _judged() -> Iterator[bool]:

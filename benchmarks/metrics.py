@@ -30,7 +30,7 @@ class NoMetrics:
 
     __call__ = nothing  # of what `instrument` returns
 
-    record = reject = predict = queue = nothing
+    record = reject = predict = queue = authorize = nothing
 
 
 def app_without_metrics() -> Any:

@@ -4,14 +4,16 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Coroutine, Dict, List, Optional
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request, Security
 from fastapi.routing import APIRoute
+from fastapi.security import APIKeyHeader
 from fastapi_offline import FastAPIOffline
 from prometheus_client import generate_latest
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.routing import Route
 
+from model_server.api_keys import ApiKeys
 from model_server.metrics.exposition import CONTENT_TYPE, Page
 from model_server.metrics.journal import LimitedLog
 from model_server.metrics.predictions import ModelMetrics, Reason
@@ -40,6 +42,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
 
     Raises:
         BundleError: the bundle cannot be used.
+        SettingsError: a key is malformed.
     """
     if classifier is None:
         bundle = read_bundle(settings.bundle)  # before torch, whose import takes seconds
@@ -48,8 +51,9 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         classifier = Classifier(bundle)
     model = classifier
 
-    metrics = ModelMetrics(model.manifest, model.reference, settings.release)
-    predictor = Predictor(settings, model, metrics)
+    keys = ApiKeys(settings.api_keys)
+    metrics = ModelMetrics(model.manifest, model.reference, settings.release, keys.names)
+    predictor = Predictor(settings, model, metrics, keys)
     predict_route = DirectRoute(
         "/predict",
         predictor.predict,
@@ -57,6 +61,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         response_model=Prediction,
         openapi_extra=PREDICT_REQUEST,
         responses=PREDICT_ERRORS,
+        dependencies=[Security(APIKeyHeader(name="X-API-Key", auto_error=False))] if keys.names else [],  # for /docs
     )
     interface: Dict[str, Any] = {
         "title": "Model server",

@@ -9,6 +9,7 @@ from PIL import Image
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
+from model_server.api_keys import ApiKeys
 from model_server.decoding import load_upload, open_upload
 from model_server.metrics.predictions import ModelMetrics, Reason, RequestTimings
 from model_server.model.bundle import Manifest
@@ -71,6 +72,7 @@ PREDICT_REQUEST: Dict[str, Any] = {
 }
 PREDICT_ERRORS: Dict[Any, Dict[str, Any]] = {
     400: {"description": "Not an image, or a malformed form", "model": Problem},
+    401: {"description": "The server asks for a key, and the request has none that it knows", "model": Problem},
     408: {"description": "The body arrived too slowly", "model": Problem},
     413: {"description": "The body or the image is too large", "model": Problem},
     415: {"description": "Neither a multipart form nor an image of an accepted format", "model": Problem},
@@ -86,8 +88,8 @@ class Predictor:
     gunicorn's heartbeat and is replaced.
     """
 
-    def __init__(self, settings: Settings, model: ImageClassifier, metrics: ModelMetrics) -> None:
-        self._settings, self._model, self._metrics = settings, model, metrics
+    def __init__(self, settings: Settings, model: ImageClassifier, metrics: ModelMetrics, keys: ApiKeys) -> None:
+        self._settings, self._model, self._metrics, self._keys = settings, model, metrics, keys
         self._fast_for = model.manifest.input_size if settings.decoding == "fast" else None
         self._batches = Batches(model.classify_batch, model.batch_size, metrics.queue)
         self._large_images = ThreadPoolExecutor(1)  # one at a time: each takes much memory
@@ -108,7 +110,16 @@ class Predictor:
         finally:
             self._metrics.record(timings)
 
+    def _authorize(self, request: Request) -> None:
+        caller = self._keys.judge(request.headers)
+        self._metrics.authorize(caller.name, caller.accepted)
+        if not caller.accepted:
+            sentence = "A key is needed: send X-API-Key: NAME.SECRET, or Authorization: Bearer NAME.SECRET."
+            raise RejectedInputError(401, Reason.UNAUTHORIZED, sentence, {"WWW-Authenticate": "Bearer"})
+
     async def _answer(self, request: Request, timings: RequestTimings) -> Dict[str, Optional[str]]:
+        if self._keys.names and not request.scope.get("self_check"):
+            self._authorize(request)  # before the body is read
         upload = await read_upload(request, self._settings.max_body_bytes)
         timings.lap("read")
         if self.is_overloaded():  # by requests that have come since the head

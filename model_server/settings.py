@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(20 * 1024 * 1024, ge=1024, description="a larger request body is refused (413)")
     max_image_pixels: int = Field(50_000_000, ge=1024, description="an image of more pixels is refused (413)")
     allowed_origins: str = Field("", description="origins of pages that may ask, with commas between them; or *")
+    api_keys: str = Field("", description="keys of /predict: NAME:SHA256 of each secret, with commas between them")
     docs: bool = Field(True, description="show the interface at /docs, /redoc and /openapi.json")
     decoding: Literal["exact", "fast"] = Field("exact", description="fast: large JPEGs are decoded at a reduced scale")
     release: str = Field("", description="name of the release, for the metrics")

@@ -4,7 +4,8 @@ import math
 import random
 import time
 from enum import Enum
-from typing import TYPE_CHECKING, Dict, Iterable, Optional, Union
+from itertools import product
+from typing import TYPE_CHECKING, Dict, Iterable, Optional, Sequence, Tuple, Union
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # the import of torch takes seconds
     from torch import Tensor
 
 STAGES = ("read", "queue", "decode", "preprocess", "forward")  # in the order of a request
+UNKNOWN_KEY = "unknown"  # the name of a key that the server does not know
 SAMPLE_INTERVAL = 0.15  # seconds, in each worker
 
 
@@ -35,6 +37,7 @@ class Reason(Enum):
     ABANDONED = "abandoned"
     TIMEOUT = "timeout"
     OVERLOADED = "overloaded"
+    UNAUTHORIZED = "unauthorized"
 
 
 class RequestTimings:
@@ -77,7 +80,9 @@ class ModelMetrics:
         constants: lines of the page /metrics that never change.
     """
 
-    def __init__(self, manifest: Manifest, reference: Optional[Reference], release: str = "") -> None:
+    def __init__(
+        self, manifest: Manifest, reference: Optional[Reference], release: str = "", key_names: Sequence[str] = ()
+    ) -> None:
         self.registry = CollectorRegistry()
         self.constants = generate_latest(_Constants(manifest, reference, release))
         predictions = Counter("predictions", "Predictions made, by class", ["class"], registry=self.registry)
@@ -117,6 +122,16 @@ class ModelMetrics:
             registry=self.registry,
             multiprocess_mode="livemax",
         )
+        self._callers: Dict[Tuple[str, bool], Counter] = {}
+        if key_names:
+            callers = Counter(
+                "api_key_requests",
+                "Requests to /predict by the name of their key, and whether it was accepted",
+                ["key", "accepted"],
+                registry=self.registry,
+            )
+            for name, accepted in [*product(key_names, (True, False)), (UNKNOWN_KEY, False)]:
+                self._callers[name, accepted] = callers.labels(name, str(accepted).lower())
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
         self._classes = {name: (predictions.labels(name), confidence.labels(name)) for name in manifest.classes}
         self._reasons = {reason: rejected.labels(reason.value) for reason in Reason}
@@ -133,6 +148,10 @@ class ModelMetrics:
 
     def reject(self, reason: Reason) -> None:
         self._reasons[reason].inc()
+
+    def authorize(self, key_name: str, accepted: bool) -> None:
+        """Record a request with a key of this name."""
+        self._callers[key_name, accepted].inc()
 
     def queue(self, depth: int, wait: float) -> None:
         """Record how many predictions wait, and the seconds that a new one would wait."""

@@ -40,6 +40,7 @@ async def _ask(app: ASGIApp, method: str, path: str, body: bytes) -> None:
         "headers": [(b"host", b"self-check"), (b"content-type", b"image/jpeg"), (b"content-length", b"%d" % len(body))],
         "client": None,
         "server": None,
+        "self_check": True,  # needs no key
     }
     answers: List[Message] = []
 

@@ -131,6 +131,7 @@ def test_daemon_cannot_write_its_own_configuration(server: Machine, user: str, p
         "/etc/model-server/model-server.env",
         "/etc/grafana/grafana.ini",
         "/etc/grafana/admin_password",
+        "/var/lib/grafana/secret_key",
         "/etc/prometheus/alertmanager.yml",
     ],
 )

@@ -44,6 +44,15 @@ WRONG: Dict[str, Dict[str, Any]] = {
             {"model_server_torchvision": True, "model_server_torch_version": "2.13"},
             "which torchvision fits is known of 2.x.y alone;",
         ),
+        "key_without_name": (
+            {"model_server_api_keys": [{"secret": "x" * 32}]},
+            "a key whose name is not 1 to 64 letters",
+        ),
+        "short_key": (
+            {"model_server_api_keys": [{"name": "shop", "secret": "example.org"}]},
+            "model_server_api_keys has a key without a usable secret;",
+        ),
+        "key_without_secret": ({"model_server_api_keys": [{"name": "shop"}]}, "a key without a usable secret;"),
         "unknown_decoding": ({"model_server_decoding": "slow"}, "is 'slow'; set it to exact or fast."),
         "missing_bundle": (
             {"model_server_bundle": "/no/such/bundle"},
@@ -319,6 +328,7 @@ def test_wrong_variable_is_explained_in_a_sentence(said: Dict[str, Dict[str, str
 
 
 def test_no_sentence_repeats_a_secret(said: Dict[str, Dict[str, str]]) -> None:
+    assert "example.org" not in said["model_servers"]["short_key"]
     assert "example.org" not in said["alertmanager"]["no_webhook"] + said["alertmanager"]["slack_without_channel"]
 
 

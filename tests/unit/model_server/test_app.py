@@ -189,7 +189,7 @@ def test_pages_of_other_origins_may_ask_when_they_are_named(classifier: FakeClas
 
 def test_errors_stand_in_the_documentation(client: Client) -> None:
     responses = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["responses"]
-    assert set(responses) == {"200", "400", "408", "413", "415", "422", "503"}
+    assert set(responses) == {"200", "400", "401", "408", "413", "415", "422", "503"}
     for status in set(responses) - {"200"}:
         assert responses[status]["content"]["application/json"]["schema"]["$ref"].endswith("/Problem"), status
 
@@ -464,7 +464,7 @@ def test_the_reference_page_has_every_metric_with_its_labels_and_a_query(
 ) -> None:
     pytest.importorskip("torch")
     classifier.reference = REFERENCE
-    client = make_client(classifier)
+    client = make_client(classifier, api_keys=f"shop:{'0' * 64}")
     client.get("/")
     served: Dict[str, Tuple[str, Set[str]]] = {}
     for family in text_string_to_metric_families(client.get("/metrics").text):
