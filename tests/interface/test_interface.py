@@ -1,0 +1,40 @@
+"""The OpenAPI document against the app: requests that schemathesis makes of it are answered as the document says.
+
+Not among the unit tests: Locust, which those import, replaces parts of Python that schemathesis has imported before.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import given, settings
+from schemathesis import checks
+
+from model_server.app import create_app
+from model_server.settings import Settings
+from tests.unit.model_server.test_app import FakeClassifier
+
+APP = create_app(Settings(bundle=Path("none")), FakeClassifier())
+SCHEMA: Any = schemathesis.openapi.from_asgi("/openapi.json", APP)
+OPERATIONS = [found.ok() for found in SCHEMA.get_all_operations()]
+CHECKS = [
+    checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+]
+
+
+def test_every_path_is_asked() -> None:
+    assert {operation.label for operation in OPERATIONS} == {"GET /", "GET /healthz", "GET /readyz", "POST /predict"}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
+def test_answers_are_those_of_the_document(operation: Any) -> None:
+    @settings(max_examples=60, deadline=None)
+    @given(case=operation.as_strategy())
+    def ask(case: Any) -> None:
+        case.call_and_validate(checks=CHECKS)
+
+    ask()
