@@ -43,17 +43,18 @@ def networks(given: str) -> List[str]:
     """Return what a network, an address, the name of a host or `any` stands for, as ufw writes it."""
     if given == "any":
         return [given]
+    address = given.partition("%")[0]  # without the interface of a link-local one
     try:
-        return [written(given)]
+        return [written(address)]
     except ValueError:
         pass
     try:
-        found = socket.getaddrinfo(given, None, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise FirewallError(
             f"'{given}' is neither a network nor an address, and no host of this name is known."
         ) from None
-    return sorted({written(str(address[0])) for *_, address in found})
+    return sorted({written(str(place[0]).partition("%")[0]) for *_, place in found})
 
 
 def written(network: str) -> str:
@@ -66,7 +67,9 @@ def wanted_rules(wanted: Wanted) -> List[str]:
     """Return the rules as `ufw show added` prints them."""
     rules = []
     for service, ports in wanted["ports"].items():
-        for network in (network for given in wanted["from"][service] for network in networks(given)):
+        sources = wanted["from"][service]
+        # The address of whoever runs the play may be another one each time.
+        for network in ["any"] if "any" in sources else [network for given in sources for network in networks(given)]:
             source = f"from {network} to any port {{}} proto tcp" if network != "any" else "{}/tcp"
             rules += ["allow " + source.format(port) for port in ports]
     rules += [f"allow {port}" if "/" in port else f"allow {port}/tcp" for port in wanted["open"]]

@@ -11,7 +11,11 @@ import pytest
 PROGRAM = Path(__file__).parents[3] / "roles" / "firewall" / "files" / "firewall.py"
 WANTED = {
     "ports": {"ssh": ["22"], "predict": ["8000"], "grafana": []},
-    "from": {"ssh": ["any"], "predict": ["10.1.2.3/8", "192.0.2.7/32", "fd00::1"], "grafana": ["any"]},
+    "from": {
+        "ssh": ["any", "192.0.2.1"],
+        "predict": ["10.1.2.3/8", "192.0.2.7/32", "fd00::1", "fe80::2%eth0"],
+        "grafana": ["any"],
+    },
     "open": ["443", "51820/udp"],
 }
 RULES = [
@@ -19,6 +23,7 @@ RULES = [
     "allow from 10.0.0.0/8 to any port 8000 proto tcp",
     "allow from 192.0.2.7 to any port 8000 proto tcp",
     "allow from fd00::1 to any port 8000 proto tcp",
+    "allow from fe80::2 to any port 8000 proto tcp",
     "allow 443/tcp",
     "allow 51820/udp",
 ]
@@ -126,7 +131,7 @@ def test_a_rule_that_is_not_wanted_any_more_goes_and_those_of_others_stay(firewa
     call(firewall, "apply")
     fewer = {**WANTED, "open": []}
     call(firewall, "apply", fewer)
-    assert host.rules.keys() == {"allow 80/tcp", "limit 25/tcp", *RULES[:4]}
+    assert host.rules.keys() == {"allow 80/tcp", "limit 25/tcp", *RULES[:5]}
     assert host.rules["allow 22/tcp"] == "by hand"
 
 
