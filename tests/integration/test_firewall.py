@@ -65,9 +65,11 @@ def ssh(server: Machine, tmp_path: Path) -> Iterator[list[str]]:
 def test_only_what_is_meant_is_open_to_others(server: Machine, load: Machine, tell: Tell) -> None:
     listening = server.run("ss --listening --tcp --numeric --no-header").splitlines()
     addresses = {int(line.split()[3].rpartition(":")[2]): line.split()[3] for line in listening}
-    assert {9090, 9093, 9100} <= {port for port, address in addresses.items() if not address.startswith("127.")}
+    ports = {port for port, address in addresses.items() if not address.startswith("127.")}
+    assert {9090, 9093, 9100} <= ports
 
-    found = scanned(load, "server")
+    # Those that listen once more, one by one: a busy machine may answer a scan too late.
+    found = scanned(load, "server") | {port for port in ports if can_connect(load, "server", port)}
 
     assert found == {SSH, 3000, 8000}
     tell("port scan of the server from the load host", f"open: {', '.join(map(str, sorted(found)))}")
