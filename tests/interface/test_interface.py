@@ -1,8 +1,9 @@
 """The OpenAPI document against the app: requests that schemathesis makes of it are answered as the document says.
 
-Not among the unit tests: Locust, which those import, replaces parts of Python that schemathesis has imported before.
+Not among the unit tests: Locust, which those import, replaces Python's threads. Here they are needed as they are.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from schemathesis import checks
 
 from model_server.app import create_app
 from model_server.settings import Settings
-from tests.unit.model_server.test_app import FakeClassifier
+from tests.unit.model_server.test_app import Client, FakeClassifier
 
 APP = create_app(Settings(bundle=Path("none")), FakeClassifier())
 SCHEMA: Any = schemathesis.openapi.from_asgi("/openapi.json", APP)
@@ -28,6 +29,17 @@ CHECKS = [
 
 def test_every_path_is_asked() -> None:
     assert {operation.label for operation in OPERATIONS} == {"GET /", "GET /healthz", "GET /readyz", "POST /predict"}
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_documentation_needs_no_other_host(path: str) -> None:
+    client = Client(APP)
+    page = client.get(path).text
+    assert "https://" not in page
+    files = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(files) >= 2
+    for file in files:
+        assert client.get(file).status_code == 200, file
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
