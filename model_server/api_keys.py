@@ -19,7 +19,11 @@ class Caller(NamedTuple):
 
 
 class ApiKeys:
-    """The keys of a server; several may have the same name, so that a new one can replace an old one."""
+    """The keys of a server; several may have the same name, so that a new one can replace an old one.
+
+    Attributes:
+        names: of the keys, each once; empty when no key is needed.
+    """
 
     def __init__(self, setting: str) -> None:
         """Read entries `NAME:SHA256` with commas between them; none means that no key is needed.
@@ -35,11 +39,7 @@ class ApiKeys:
                     f"Entry {number} of MODEL_SERVER_API_KEYS is not NAME:SHA256 (64 lower-case hexadecimal digits)."
                 )
             self._keys.append((found[1], bytes.fromhex(found[2])))
-
-    @property
-    def names(self) -> List[str]:
-        """The names, each once; empty when no key is needed."""
-        return list(dict.fromkeys(name for name, _ in self._keys))
+        self.names = list(dict.fromkeys(name for name, _ in self._keys))
 
     def judge(self, headers: Mapping[str, str]) -> Caller:
         """Return whose key a request has, in `X-API-Key` or as `Authorization: Bearer`."""

@@ -44,6 +44,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         BundleError: the bundle cannot be used.
         SettingsError: a key is malformed.
     """
+    keys = ApiKeys(settings.api_keys)  # a wrong one is told before the model is loaded
     if classifier is None:
         bundle = read_bundle(settings.bundle)  # before torch, whose import takes seconds
         from model_server.model.classifier import Classifier  # noqa: PLC0415 - imports torch
@@ -51,7 +52,6 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         classifier = Classifier(bundle)
     model = classifier
 
-    keys = ApiKeys(settings.api_keys)
     metrics = ModelMetrics(model.manifest, model.reference, settings.release, keys.names)
     predictor = Predictor(settings, model, metrics, keys)
     predict_route = DirectRoute(

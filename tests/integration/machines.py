@@ -66,6 +66,10 @@ class Machine:
     def status(self, command: str, *arguments: str, user: str = "root") -> int:
         return int(self.shell(user).run(command, *arguments).rc)
 
+    def main_pid(self, unit: str) -> int:
+        """Return the process id of a service's main process: 0 while there is none."""
+        return int(self.run("systemctl show --property MainPID --value %s", unit))
+
     def journal(self, unit: str, since: str = "-1h", lines: int = 40) -> str:
         return self.run(f"journalctl --unit %s --since %s --lines {lines} --no-pager --output cat", unit, since)
 
@@ -123,7 +127,7 @@ class ModelServer:
 
     def master(self) -> int:
         """Return the process id of gunicorn's master: 0 while there is none."""
-        return int(self.machine.run("systemctl show --property MainPID --value model-server"))
+        return self.machine.main_pid("model-server")
 
     def workers(self) -> list[int]:
         """Return the process ids of the workers that the master has."""

@@ -54,6 +54,12 @@ def test_every_gunicorn_process_is_unprivileged(model_server: ModelServer) -> No
             assert int(status[held], 16) == 0, f"process {pid}: {held} {status[held]}"
 
 
+def mounts_of(server: Machine, unit: str) -> list[list[str]]:
+    """Return the fields of what the kernel has mounted for a daemon: see proc(5), mountinfo."""
+    lines = server.run(f"cat /proc/{server.main_pid(unit)}/mountinfo").splitlines()
+    return [line.split() for line in lines]
+
+
 # Exposure by systemd-analyze security: 10 is a service without any limits.
 @pytest.mark.parametrize(
     ("unit", "exposure"),
@@ -82,9 +88,7 @@ def test_daemon_is_confined(server: Machine, unit: str, exposure: float) -> None
     ],
 )
 def test_daemon_can_only_write_its_own_places(server: Machine, unit: str, own: set[str]) -> None:
-    """Read from the kernel what is mounted for the daemon: each file system with its options."""
-    pid = server.run(f"systemctl show --property MainPID --value {unit}.service")
-    mounts = [line.split() for line in server.run(f"cat /proc/{pid}/mountinfo").splitlines()]
+    mounts = mounts_of(server, unit)
     writable = {mount[4] for mount in mounts if "rw" in mount[5].split(",")}
 
     assert "/" in {mount[4] for mount in mounts} - writable
@@ -93,8 +97,15 @@ def test_daemon_can_only_write_its_own_places(server: Machine, unit: str, own: s
     assert {place for place in writable if not common.match(place)} <= own
 
 
+@pytest.mark.parametrize("unit", ["model-server", "prometheus", "prometheus-alertmanager", "grafana-server"])
+def test_daemon_does_not_see_home_directories(server: Machine, unit: str) -> None:
+    hidden = {mount[4] for mount in mounts_of(server, unit) if mount[3].endswith("/systemd/inaccessible/dir")}
+
+    assert {"/home", "/root"} <= hidden
+
+
 def test_node_exporter_runs_as_a_user_of_its_own(server: Machine) -> None:
-    pid = server.run("systemctl show --property MainPID --value prometheus-node-exporter.service")
+    pid = server.main_pid("prometheus-node-exporter")
 
     assert server.run(f"stat --format %U /proc/{pid}") == "node-exporter"
     assert server.status("cat /etc/prometheus/alertmanager.yml", user="node-exporter") != 0

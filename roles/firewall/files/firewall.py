@@ -43,23 +43,22 @@ def networks(given: str) -> List[str]:
     """Return what a network, an address, the name of a host or `any` stands for, as ufw writes it."""
     if given == "any":
         return [given]
-    address = given.partition("%")[0]  # without the interface of a link-local one
     try:
-        return [written(address)]
+        return [written(given)]
     except ValueError:
         pass
     try:
-        found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(given, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise FirewallError(
             f"'{given}' is neither a network nor an address, and no host of this name is known."
         ) from None
-    return sorted({written(str(place[0]).partition("%")[0]) for *_, place in found})
+    return sorted({written(str(address[0])) for *_, address in found})
 
 
 def written(network: str) -> str:
-    """Return a network without the bits of a host, and an address without its length."""
-    parsed = ipaddress.ip_network(network, strict=False)
+    """Return a network without the bits of a host, and an address without its length and its interface."""
+    parsed = ipaddress.ip_network(network.partition("%")[0], strict=False)
     return str(parsed.network_address if parsed.num_addresses == 1 else parsed)
 
 
@@ -119,10 +118,8 @@ def unexpected(wanted: Wanted) -> List[Socket]:
     ]
 
 
-def check(wanted: Wanted) -> None:
-    """Raise FirewallError when the firewall would close something that it knows nothing of."""
-    if is_closed():
-        return
+def refuse_to_close_others(wanted: Wanted) -> None:
+    """Raise FirewallError when closing the host would close something that nothing is known of."""
     strangers = unexpected(wanted)
     if strangers:
         listed = ", ".join(f"{found.port}/{found.protocol} ({found.program or 'kernel'})" for found in strangers)
@@ -136,7 +133,8 @@ def check(wanted: Wanted) -> None:
 def apply(wanted: Wanted, dry_run: bool) -> None:
     """Bring the rules to what is wanted, then close the rest."""
     rules, closed = wanted_rules(wanted), is_closed()
-    check(wanted)
+    if not closed:
+        refuse_to_close_others(wanted)
     added = added_rules() if is_installed() else {}
     for rule in rules:
         if rule not in added:
@@ -196,7 +194,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     try:
         if options.command == "check":
             wanted_rules(options.wanted)  # resolves the names
-            check(options.wanted)
+            if not is_closed():
+                refuse_to_close_others(options.wanted)
         elif options.command == "apply":
             apply(options.wanted, options.dry_run)
         else:
