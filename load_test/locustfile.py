@@ -10,6 +10,7 @@ from pathlib import Path
 from time import sleep
 from typing import Any, List, Tuple
 
+import urllib3
 from locust import HttpUser, between, events, task
 from locust.stats import CSV_STATS_INTERVAL_SEC
 
@@ -38,6 +39,12 @@ def _add_option(parser: Any) -> None:
         default=str(Path(__file__).parent / "images"),
         help="directory of the JPEGs; each request sends a random one",
     )
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        env_var="LOCUST_INSECURE",
+        help="accept a certificate of the host that nobody trusts",
+    )
 
 
 def _load_images(environment: Any, **_: Any) -> None:
@@ -63,6 +70,12 @@ class ModelServerUser(HttpUser):
     """Waits 0.5 to 3 seconds, then does a task, chosen by weight."""
 
     wait_time = between(0.5, 3)
+
+    def on_start(self) -> None:
+        """Ask for HTTPS as the options say."""
+        if self.environment.parsed_options.insecure:
+            self.client.verify = False
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
 
     @task(1)
     def index(self) -> None:

@@ -19,8 +19,9 @@ from model_server.metrics.journal import LimitedLog
 from model_server.metrics.predictions import ModelMetrics, Reason
 from model_server.metrics.requests import RequestMetrics
 from model_server.metrics.slots import check_metrics_dir
-from model_server.middleware import Methods, allowed_methods
+from model_server.middleware import InternalPages, Methods, allowed_methods
 from model_server.model.bundle import BundleError, read_bundle
+from model_server.networks import Networks
 from model_server.predict import PREDICT_ERRORS, PREDICT_REQUEST, ImageClassifier, Prediction, Predictor
 from model_server.server.http1 import Overload
 from model_server.settings import Settings, SettingsError, read_settings
@@ -42,9 +43,10 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
 
     Raises:
         BundleError: the bundle cannot be used.
-        SettingsError: a key is malformed.
+        SettingsError: a key or a network is malformed.
     """
-    keys = ApiKeys(settings.api_keys)  # a wrong one is told before the model is loaded
+    keys = ApiKeys(settings.api_keys)  # what is wrong is told before the model is loaded
+    internal = Networks(settings.internal_pages_from, "internal_pages_from")
     if classifier is None:
         bundle = read_bundle(settings.bundle)  # before torch, whose import takes seconds
         from model_server.model.classifier import Classifier  # noqa: PLC0415 - imports torch
@@ -87,6 +89,8 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
             raise HTTPException(503, "The model is not ready.")
         return {"status": "ready"}
 
+    if internal:
+        app.add_middleware(InternalPages, networks=internal)
     allowed: Dict[str, List[str]] = {}
     app.add_middleware(Methods, allowed=allowed)
     origins = [origin.strip() for origin in settings.allowed_origins.split(",") if origin.strip()]

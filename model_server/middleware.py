@@ -3,9 +3,30 @@
 from typing import Dict, List
 
 from fastapi import FastAPI
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from model_server.networks import Networks
+
+INTERNAL_PAGES = frozenset({"/metrics", "/healthz", "/readyz", "/docs", "/redoc", "/openapi.json"})
+LOOPBACK = Networks("127.0.0.0/8,::1", "internal_pages_from")
+
+
+class InternalPages:
+    """Answers 403 to all but some and the host itself who ask for a page that is not for clients."""
+
+    def __init__(self, app: ASGIApp, networks: Networks) -> None:
+        """Wrap an app; `networks` may see all of its pages."""
+        self.app, self._networks = app, networks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] in INTERNAL_PAGES:
+            client = (scope.get("client") or ("",))[0]
+            if client not in self._networks and client not in LOOPBACK:
+                await JSONResponse({"detail": "This page is not for your address."}, 403)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 class Methods:

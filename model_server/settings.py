@@ -40,6 +40,12 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(50_000_000, ge=1024, description="an image of more pixels is refused (413)")
     allowed_origins: str = Field("", description="origins of pages that may ask, with commas between them; or *")
     api_keys: str = Field("", description="keys of /predict: NAME:SHA256 of each secret, with commas between them")
+    internal_pages_from: str = Field(
+        "", description="who sees /metrics, /docs, /healthz and /readyz beside the host itself; all when empty"
+    )
+    trusted_proxies: str = Field(
+        "127.0.0.1,::1,::ffff:127.0.0.1", description="proxies whose X-Forwarded-For is believed, with commas"
+    )
     docs: bool = Field(True, description="show the interface at /docs, /redoc and /openapi.json")
     decoding: Literal["exact", "fast"] = Field("exact", description="fast: large JPEGs are decoded at a reduced scale")
     release: str = Field("", description="name of the release, for the metrics")

@@ -21,6 +21,7 @@ _SIGNATURES = (
     ("PSD", rb"8BPS"),
 )
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a JPEG, but for those within a scan
+_SEQUENTIAL = frozenset({0xC0, 0xC1})  # the marker of a frame, with the number of its components 9 bytes on
 _START_OF_SCAN = 0xDA
 _END_OF_IMAGE = 0xD9
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -94,13 +95,22 @@ def check_work(image: Image.Image, data: bytes) -> None:
 
 
 def count_scans(data: bytes) -> int:
-    """Return the number of scans of a JPEG; a progressive one has several."""
-    scans, position = 0, 2
+    """Return the number of scans of a JPEG; a progressive one has several.
+
+    A sequential one whose first scan has all components has no other: decoders end there, and so does the search.
+    """
+    scans, position, components = 0, 2, b""
     while True:
         found = _MARKER.search(data, position)
         if found is None or data[found.start() + 1] == _END_OF_IMAGE:
             return scans
         position = found.start()
-        scans += data[position + 1] == _START_OF_SCAN
+        marker = data[position + 1]
+        if marker in _SEQUENTIAL:
+            components = data[position + 9 : position + 10]
+        elif marker == _START_OF_SCAN:
+            scans += 1
+            if scans == 1 and data[position + 4 : position + 5] == components:
+                return scans
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         position += 2 + max(2, length)  # the segment; after that of a scan come its data, without markers

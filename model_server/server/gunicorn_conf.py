@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from model_server.metrics.slots import Slot, release_free_slots, uncounted
+from model_server.networks import Networks
 from model_server.server._gunicorn import living_workers, load_app
 from model_server.server.connections import ConnectionCounts
 from model_server.server.handover import ServingMaster, prepare_successor
@@ -18,6 +19,7 @@ from model_server.settings import SettingsError, read_settings
 
 try:
     _settings = read_settings()
+    forwarded_allow_ips = str(Networks(_settings.trusted_proxies, "trusted_proxies"))
 except SettingsError as _error:
     sys.exit(f"model server: {_error}")
 

@@ -38,7 +38,7 @@ async def _ask(app: ASGIApp, method: str, path: str, body: bytes) -> None:
         "root_path": "",
         "query_string": b"",
         "headers": [(b"host", b"self-check"), (b"content-type", b"image/jpeg"), (b"content-length", b"%d" % len(body))],
-        "client": None,
+        "client": ("127.0.0.1", 0),
         "server": None,
         "self_check": True,  # needs no key
     }

@@ -32,6 +32,11 @@ def load() -> Machine:
 
 
 @pytest.fixture(scope="session")
+def stranger() -> Machine:
+    return Machine(f"model-monitoring-{SCENARIO}-stranger")
+
+
+@pytest.fixture(scope="session")
 def model_server(server: Machine) -> ModelServer:
     return ModelServer(server)
 

@@ -1,4 +1,4 @@
-"""The two machines of a converged Molecule scenario, and what runs on them, as a user reaches it.
+"""The machines of a converged Molecule scenario, and what runs on them, as a user reaches it.
 
 Addresses are looked up at every use: a machine may get another one when it is started again.
 """
@@ -20,7 +20,6 @@ import testinfra  # type: ignore[import-untyped]
 SCENARIO = os.environ.get("MOLECULE_SCENARIO_NAME", "default")
 MODEL_SERVER_PORT = 8000
 PROMETHEUS_PORT = 9090
-GRAFANA_PORT = 3000
 ALERTMANAGER_PORT = 9093
 
 
@@ -77,6 +76,11 @@ class Machine:
         """Return a client for a service of this machine that no proxy of the controller disturbs."""
         options.setdefault("timeout", 10)
         return httpx.Client(base_url=f"http://{self.address}:{port}", trust_env=False, **options)
+
+    def door(self, path: str = "", **options: Any) -> httpx.Client:
+        """Return a client for what is below a path of this machine's front door, whose certificate nobody trusts."""
+        options.setdefault("timeout", 10)
+        return httpx.Client(base_url=f"https://{self.address}{path}", trust_env=False, verify=False, **options)  # noqa: S501
 
     def get(self, port: int, path: str, **parameters: str | float) -> httpx.Response:
         with self.http(port) as client:

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.machines import GRAFANA_PORT, SCENARIO, Machine
+from tests.integration.machines import SCENARIO, Machine
 
 REPOSITORY = Path(__file__).parents[2]
 DASHBOARDS = sorted((REPOSITORY / "roles/grafana/files/dashboards").glob("*.json"))
@@ -23,11 +23,11 @@ def password() -> str:
 
 
 def grafana(server: Machine, password: str) -> httpx.Client:
-    return server.http(GRAFANA_PORT, auth=("admin", password))
+    return server.door("/grafana", auth=("admin", password))
 
 
 def test_health(server: Machine) -> None:
-    with server.http(GRAFANA_PORT) as client:
+    with server.door("/grafana") as client:
         health = client.get("/api/health")
 
     assert (health.status_code, health.json()["database"]) == (200, "ok")
@@ -41,7 +41,7 @@ def test_generated_password_stays_with_its_owner(password: str) -> None:
 
 
 def test_login_with_the_generated_password(server: Machine, password: str) -> None:
-    with server.http(GRAFANA_PORT) as client:
+    with server.door("/grafana") as client:
         answer = client.post("/login", json={"user": "admin", "password": password})
 
     assert answer.status_code == 200, answer.text
@@ -51,14 +51,14 @@ def test_login_with_the_generated_password(server: Machine, password: str) -> No
 
 def test_login_as_admin_admin_is_refused(server: Machine) -> None:
     # Two attempts in all: Grafana locks an account out after five in five minutes.
-    with server.http(GRAFANA_PORT) as client:
+    with server.door("/grafana") as client:
         assert client.post("/login", json={"user": "admin", "password": "admin"}).status_code == 401
     with grafana(server, "admin") as client:
         assert client.get("/api/org").status_code == 401
 
 
 def test_anonymous_visitor_sees_nothing(server: Machine) -> None:
-    with server.http(GRAFANA_PORT) as client:
+    with server.door("/grafana") as client:
         assert client.get("/api/datasources").status_code == 401
 
 
@@ -72,7 +72,7 @@ def test_datasource_is_live(server: Machine, password: str) -> None:
     assert source["jsonData"]["timeInterval"] == "1s"
     assert answer.status_code == 200, answer.text
     jobs = sorted(series["metric"]["job"] for series in answer.json()["data"]["result"])
-    assert jobs == ["alertmanager", "model_server", "node", "prometheus"]
+    assert jobs == ["alertmanager", "haproxy", "model_server", "node", "prometheus"]
 
 
 @pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)

@@ -15,6 +15,7 @@ UNITS = [
     "prometheus-alertmanager.service",
     "prometheus-node-exporter.service",
     "grafana-server.service",
+    "haproxy.service",
 ]
 
 
@@ -69,6 +70,7 @@ def mounts_of(server: Machine, unit: str) -> list[list[str]]:
         ("prometheus-alertmanager", 2.5),
         ("prometheus-node-exporter", 2.5),
         ("grafana-server", 2.5),
+        ("haproxy", 3.5),
     ],
 )
 def test_daemon_is_confined(server: Machine, unit: str, exposure: float) -> None:
@@ -144,6 +146,8 @@ def test_daemon_cannot_write_its_own_configuration(server: Machine, user: str, p
         "/etc/grafana/admin_password",
         "/var/lib/grafana/secret_key",
         "/etc/prometheus/alertmanager.yml",
+        "/etc/haproxy/haproxy.cfg",
+        "/etc/haproxy/certificates/self-made.pem",
     ],
 )
 def test_others_cannot_read_settings(server: Machine, path: str) -> None:

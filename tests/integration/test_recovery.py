@@ -13,7 +13,6 @@ from PIL import Image
 
 from tests.integration.conftest import Tell
 from tests.integration.machines import (
-    GRAFANA_PORT,
     PROMETHEUS_PORT,
     Machine,
     ModelServer,
@@ -23,7 +22,10 @@ from tests.integration.machines import (
 )
 from tests.integration.traffic import Request, Traffic, send
 
-UNITS = "model-server.socket model-server prometheus prometheus-alertmanager prometheus-node-exporter grafana-server"
+UNITS = (
+    "model-server.socket model-server haproxy "
+    "prometheus prometheus-alertmanager prometheus-node-exporter grafana-server"
+)
 METRICS = "/run/model-server/metrics"
 WEIGHTS = "/var/lib/model-server/current/weights.pt"
 STOP = "systemctl stop model-server.socket model-server.service"  # the socket alone would start it at the next scrape
@@ -352,10 +354,10 @@ def test_everything_runs_again_after_the_machine_was_restarted(
     tell("restart of the server machine", f"{len(UNITS.split())} units active {back:.1f} s after its boot")
     assert model_server.ready()
     assert "Status: active" in server.run("ufw status"), "the firewall is off"
-    wait_until(lambda: server.get(GRAFANA_PORT, "/api/health").status_code == 200, timeout=30, what="Grafana")
+    wait_until(lambda: server.door().get("/grafana/api/health").status_code == 200, timeout=30, what="Grafana")
     # The first scrapes may find a service that is still starting: what counts is the state after that.
-    settled = "sum(min_over_time(up[5s])) == 4 and sum(count_over_time(up[5s])) >= 16"
-    wait_until(lambda: prometheus.query(settled), timeout=30, what="four targets up")
+    settled = "sum(min_over_time(up[5s])) == 5 and sum(count_over_time(up[5s])) >= 20"
+    wait_until(lambda: prometheus.query(settled), timeout=30, what="five targets up")
     assert before > 0
     assert prometheus.total(samples, at=moment) == before, "samples from before the restart are gone"
     assert server.run("systemctl list-units --failed --plain --no-legend") == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle, pairwise
@@ -28,7 +29,7 @@ class Request:
 
 
 class Traffic:
-    """Some clients keep their connection, the others open one for each request.
+    """Some clients keep their connection, the others open one for each request; of both, half come by the front door.
 
     The requests are there to be looked at when the traffic has ended.
     """
@@ -42,7 +43,8 @@ class Traffic:
         self._futures: list[Future[list[Request]]] = []
 
     def __enter__(self) -> Traffic:
-        self._futures = [self._executor.submit(self._client, headers) for headers in self._headers]
+        servers = cycle([self._model_server.http, self._model_server.machine.door])
+        self._futures = [self._executor.submit(self._client, *each) for each in zip(servers, self._headers)]
         return self
 
     def __exit__(
@@ -51,10 +53,10 @@ class Traffic:
         self._stop.set()
         self._executor.shutdown()
 
-    def _client(self, headers: dict[str, str]) -> list[Request]:
+    def _client(self, server: Callable[..., httpx.Client], headers: dict[str, str]) -> list[Request]:
         requests = []
         images = cycle(IMAGES)
-        with self._model_server.http(headers=headers, timeout=60) as http:
+        with server(headers=headers, timeout=60) as http:
             while not self._stop.is_set():
                 requests.append(send(http, next(images)))
                 time.sleep(max(0, requests[-1].began + INTERVAL - time.time()))

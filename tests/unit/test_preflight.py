@@ -35,6 +35,10 @@ WRONG: Dict[str, Dict[str, Any]] = {
         "no_worker": ({"model_server_workers": 0}, "set it to a number from 1 to 256."),
         "name_as_address": ({"model_server_listen_address": "eth0"}, "set it to an IPv4 address, or"),
         "unknown_torch": ({"model_server_torch_source": "conda"}, "is 'conda'; set it to pip or distro."),
+        "no_network": (
+            {"model_server_internal_pages_from": ["10.0.0.0/8", "a b"]},
+            "list a b; write each as a network",
+        ),
         "url_without_checksum": (
             {"model_server_weights_url": "https://example.org/w.pt"},
             "set model_server_weights_sha256 to",
@@ -171,6 +175,10 @@ WRONG: Dict[str, Dict[str, Any]] = {
         ),
         "list_of_durations": ({"prometheus_alert_for": ["10s"]}, "prometheus_alert_for is not a mapping; set it to"),
         "anchor": ({"prometheus_runbooks_url": "https://a/b#c"}, "set it to a URL or a path, without an anchor."),
+        "url_without_slash": (
+            {"prometheus_external_url": "https://a/b"},
+            "set it to a URL with a slash at its end, such",
+        ),
         "url_of_alertmanager": (
             {"prometheus_alertmanagers": ["a:9093", "http://b:9093"]},
             "prometheus_alertmanagers lists http://b:9093; write each as host:port",
@@ -189,6 +197,10 @@ WRONG: Dict[str, Dict[str, Any]] = {
             "grafana_admin_password is too weak; set it to at least",
         ),
         "no_scheme": ({"grafana_prometheus_url": "127.0.0.1:9090"}, "set it to a URL such as http://127.0.0.1:9090."),
+        "root_without_slash": (
+            {"grafana_root_url": "https://models.example.org/grafana"},
+            "set it to a URL with a slash at its end, such as https://models.example.org/grafana/.",
+        ),
         "unknown_dashboard": (
             {"grafana_home_dashboard": "x.json"},
             "grafana_home_dashboard is 'x.json'; set it to one",
@@ -201,6 +213,31 @@ WRONG: Dict[str, Dict[str, Any]] = {
             "firewall_predict_from is not a list; set it to one, such as [any]",
         ),
         "no_port": ({"firewall_open_ports": [443, "https"]}, "firewall_open_ports lists https; write each as a port,"),
+    },
+    "load_balancers": {
+        "unknown_state": ({"haproxy_state": "on"}, "haproxy_state is 'on'; set it to present or absent."),
+        "no_server": ({"haproxy_model_servers": []}, "haproxy_model_servers is empty; set it to a list of model"),
+        "one_server": ({"haproxy_model_servers": "a:8000"}, "haproxy_model_servers is not a list; set it to one."),
+        "url_as_server": (
+            {"haproxy_model_servers": ["http://a:8000"]},
+            "lists http://a:8000; write each as host:port.",
+        ),
+        "no_port": ({"haproxy_grafana": "server"}, "haproxy_grafana is 'server'; set it to host:port, or leave it"),
+        "same_port_twice": ({"haproxy_http_port": 443}, "are 443, 443, 8404; set them to three ports from 1 to 65535."),
+        "high_port": ({"haproxy_https_port": 65536}, "are 80, 65536, 8404; set them to three ports from 1 to 65535."),
+        "name_as_address": ({"haproxy_listen_address": "eth0"}, "set each to an IPv4 address, or an IPv6 address in"),
+        "missing_certificate": ({"haproxy_certificates": ["/no/such.pem"]}, "lists /no/such.pem, which is no file on"),
+        "no_network": (
+            {"haproxy_unlimited_clients": ["10.0.0.0/8", "a b"]},
+            "haproxy_unlimited_clients lists a b; write",
+        ),
+        "weak_password": (
+            {"haproxy_operators": [{"name": "duty", "password": "secret"}]},
+            "haproxy_operators has an entry without a usable name or password;",
+        ),
+        "no_name": ({"haproxy_operators": [{"password": "123456789abc"}]}, "has an entry without a usable name or"),
+        "url_of_prometheus": ({"haproxy_prometheus": "http://a:1"}, "haproxy_prometheus is 'http://a:1' and"),
+        "no_connection": ({"haproxy_client_connections": 0}, "haproxy_client_connections is 0 and"),
     },
     "load_generators": {
         "no_target": ({"locust_host": ""}, "set it to the URL of the model server"),
@@ -240,14 +277,28 @@ RIGHT: Dict[str, Dict[str, Any]] = {
             "prometheus_alert_for": {"TargetDown": "10s", "NoTraffic": "0s"},
             "prometheus_runbooks_url": "https://example.org/runbooks",
             "prometheus_alertmanagers": ["a:9093", "[::1]:9093"],
+            "prometheus_external_url": "https://models.example.org/prometheus/",
         },
     },
     "grafana": {
         "as_it_is": {},
         "line": {"grafana_version": "12.*", "grafana_admin_password": "123456789abc"},
+        "behind_a_proxy": {"grafana_root_url": "https://models.example.org/grafana/"},
         "package": {"grafana_deb": "https://example.org/grafana.deb", "grafana_deb_sha256": DIGEST},
     },
     "firewall": {"without": {"firewall_state": "absent"}},
+    "load_balancers": {
+        "as_it_is": {},
+        "no_door": {"haproxy_state": "absent", "haproxy_model_servers": []},
+        "operators": {
+            "haproxy_operators": [{"name": "duty", "password": "123456789abc"}],
+            "haproxy_prometheus": "a:9090",
+        },
+        "fleet": {
+            "haproxy_model_servers": ["a:8000", "[::1]:8000"],
+            "haproxy_unlimited_clients": ["10.0.0.0/8", "app"],
+        },
+    },
     "load_generators": {"as_it_is": {}, "long_run": {"locust_run_time": "1h30m"}},
 }
 
@@ -278,6 +329,7 @@ def preflight(directory: Path, group: str) -> Dict[str, str]:
             },
             "vars": {
                 "locust_host": "http://server:8000",
+                "haproxy_model_servers": ["server:8000"],
                 "bundles": str(directory / "bundles"),
                 "host_address": "127.0.0.1",
                 # What listens on the machine of the tests is not judged.
@@ -329,6 +381,7 @@ def test_wrong_variable_is_explained_in_a_sentence(said: Dict[str, Dict[str, str
 
 def test_no_sentence_repeats_a_secret(said: Dict[str, Dict[str, str]]) -> None:
     assert "example.org" not in said["model_servers"]["short_key"]
+    assert "secret" not in said["load_balancers"]["weak_password"]
     assert "example.org" not in said["alertmanager"]["no_webhook"] + said["alertmanager"]["slack_without_channel"]
 
 

@@ -26,12 +26,12 @@ Encode = Callable[..., bytes]
 class Client:
     """Sends requests to the app itself, without a server in between."""
 
-    def __init__(self, app: FastAPI) -> None:
-        self._app = app
+    def __init__(self, app: FastAPI, address: str = "127.0.0.1") -> None:
+        self._transport = httpx.ASGITransport(app, client=(address, 123))
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def send() -> httpx.Response:
-            async with httpx.AsyncClient(transport=httpx.ASGITransport(self._app), base_url="http://server") as client:
+            async with httpx.AsyncClient(transport=self._transport, base_url="http://server") as client:
                 return await client.request(method, path, **options)
 
         return asyncio.run(send())
@@ -104,6 +104,19 @@ def requests_total(client: Client, method: str, path: str, status: int) -> float
 @pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/docs", "/redoc", "/metrics"])
 def test_pages(client: Client, path: str) -> None:
     assert client.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/", "/healthz", "/readyz", "/docs", "/redoc", "/openapi.json"])
+def test_internal_pages_are_for_those_who_are_named(classifier: FakeClassifier, path: str) -> None:
+    app = create_app(Settings(bundle=Path("none"), internal_pages_from="10.0.0.0/8"), classifier)
+    statuses = {
+        address: Client(app, address).request(method, path).status_code
+        for address in ("10.1.2.3", "127.0.0.1", "192.0.2.1")
+        for method in ("GET", "HEAD")
+    }
+
+    assert statuses == {"10.1.2.3": 200, "127.0.0.1": 200, "192.0.2.1": 403}
+    assert Client(app, "192.0.2.1").get("/").status_code == 200
 
 
 def test_documentation_can_be_switched_off(classifier: FakeClassifier) -> None:

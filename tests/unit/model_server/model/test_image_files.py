@@ -6,7 +6,7 @@ from typing import Callable, Dict
 import pytest
 from PIL import Image
 
-from model_server.model.image_files import MAX_SCANS, ImageTooLargeError, count_scans
+from model_server.model.image_files import MAX_SCANS, ImageTooLargeError, UndecodableImageError, count_scans
 from model_server.model.preprocessing import decode, open_image
 
 Encode = Callable[..., bytes]
@@ -49,6 +49,21 @@ def test_scans_within_a_thumbnail_do_not_count(encode: Encode) -> None:
     data = encode()
     thumbnail = b"\xff\xda" * 500
     assert count_scans(data[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(thumbnail)) + thumbnail + data[2:]) == 1
+
+
+def test_what_follows_the_only_scan_is_not_decoded(encode: Encode) -> None:
+    data = encode((300, 200))
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    longer = data[:-2] + 100 * scan + data[-2:]
+    assert count_scans(longer) == 1
+    with pytest.raises(UndecodableImageError):  # the decoder ends after the first one
+        decode(longer, LIMIT)
+
+
+def test_components_in_scans_of_their_own_are_counted(encode: Encode) -> None:
+    data = bytearray(encode((300, 200)))
+    data[data.rindex(b"\xff\xda") + 4] = 1  # the scan says that it has one component
+    assert count_scans(bytes(data[:-2] + data[data.rindex(b"\xff\xda") :])) == 2
 
 
 def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:

@@ -81,10 +81,24 @@ def test_a_flood_of_failing_requests_is_counted_in_the_log(server: Server) -> No
 
 
 @pytest.mark.parametrize(
+    ("server", "told"),
+    [({}, "192.0.2.7"), ({"MODEL_SERVER_TRUSTED_PROXIES": "10.0.0.1"}, "127.0.0.1")],
+    indirect=["server"],
+)
+def test_address_that_a_proxy_tells_is_believed_from_a_trusted_one(server: Server, told: str) -> None:
+    server.client.get("/nowhere", headers={"X-Forwarded-For": "192.0.2.7"})
+    wait_for(lambda: f" 404 GET /nowhere from {told}, id" in server.log.read_text())
+
+
+@pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         ({"workers": "none"}, "model server: MODEL_SERVER_WORKERS is 'none': input should be a valid integer"),
         ({"worker": "1"}, "model server: MODEL_SERVER_WORKER is not a setting of the model server; did you mean"),
+        (
+            {"trusted_proxies": "a b"},
+            "model server: MODEL_SERVER_TRUSTED_PROXIES has 'a b', which is neither a network",
+        ),
     ],
 )
 def test_a_bad_setting_ends_the_start_with_a_sentence(tmp_path: Path, settings: Dict[str, str], sentence: str) -> None:

@@ -11,6 +11,11 @@ async def ready(request: Request) -> PlainTextResponse:
     return PlainTextResponse("ready")
 
 
+async def ready_for_itself(request: Request) -> PlainTextResponse:
+    assert request.client is not None
+    return PlainTextResponse("ready", status_code=200 if request.client.host == "127.0.0.1" else 403)
+
+
 async def starting(request: Request) -> PlainTextResponse:
     return PlainTextResponse("not yet", status_code=503)
 
@@ -32,6 +37,10 @@ def app(ready: object, predict: object) -> Starlette:
 
 def test_an_app_that_predicts_passes() -> None:
     check(app(ready, predict))
+
+
+def test_the_check_comes_from_the_host_itself() -> None:
+    check(app(ready_for_itself, predict))
 
 
 def test_an_app_that_is_not_ready_does_not() -> None:
