@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,16 @@ RECEIVERS = {
     "alertmanager_smtp_from": "alerts@example.org",
     "alertmanager_smtp_username": "duty",
     "alertmanager_smtp_password": SECRET,
+}
+
+
+# Where the other roles take one.
+SECRETS = {
+    "model_server_api_keys": [{"name": "shop", "secret": f"{SECRET}-of-the-shop"}],
+    "haproxy_operators": [{"name": "duty", "password": SECRET}],
+    "grafana_admin_password": SECRET,
+    "grafana_prometheus_url": f"http://user:{SECRET}@127.0.0.1:9090",
+    "model_server_torch_index_url": f"https://user:{SECRET}@example.org/simple",
 }
 
 
@@ -47,6 +58,15 @@ def test_secrets_of_alertmanager_are_not_shown(server: Machine, ansible: Ansible
     output = ansible.run("ansible-playbook", "site.yml", *options)
 
     assert changes(output) == {"server": 1, "load": 0}, output
+    assert SECRET not in output
+
+
+def test_no_secret_is_shown(ansible: Ansible, tmp_path: Path) -> None:
+    (tmp_path / "secrets.json").write_text(json.dumps(SECRETS))
+    options = ["--check", "--diff", "--limit", "server", "--extra-vars", f"@{tmp_path}/secrets.json", "-vvv"]
+    output = ansible.run("ansible-playbook", "site.yml", *options)
+
+    assert changes(output)["server"] >= 3, output
     assert SECRET not in output
 
 
