@@ -35,8 +35,14 @@ class Networks:
         return any((mapped or parsed) in network for network in self._networks)
 
     def __str__(self) -> str:
-        """Return them with commas between them; a single address has no length."""
-        return ",".join(str(net.network_address if net.num_addresses == 1 else net) for net in self._networks)
+        """Return them with commas between them, those of IPv4 also as a socket of IPv6 writes them.
+
+        A single address has no length.
+        """
+        ipv4 = [network for network in self._networks if network.version == 4]
+        mapped = [ipaddress.ip_network(f"::ffff:{net.network_address}/{96 + net.prefixlen}") for net in ipv4]
+        networks: List[Network] = [*self._networks, *mapped]
+        return ",".join(str(net.network_address if net.num_addresses == 1 else net) for net in networks)
 
 
 def _networks(entry: str, variable: str) -> List[Network]:

@@ -43,9 +43,7 @@ class Settings(BaseSettings):
     internal_pages_from: str = Field(
         "", description="who sees /metrics, /docs, /healthz and /readyz beside the host itself; all when empty"
     )
-    trusted_proxies: str = Field(
-        "127.0.0.1,::1,::ffff:127.0.0.1", description="proxies whose X-Forwarded-For is believed, with commas"
-    )
+    trusted_proxies: str = Field("127.0.0.1,::1", description="proxies whose X-Forwarded-For is believed, with commas")
     docs: bool = Field(True, description="show the interface at /docs, /redoc and /openapi.json")
     decoding: Literal["exact", "fast"] = Field("exact", description="fast: large JPEGs are decoded at a reduced scale")
     release: str = Field("", description="name of the release, for the metrics")

@@ -23,6 +23,7 @@ HOLDS: Dict[str, str] = {
     "uvicorn.server.Server:self.should_exit": "ends the main loop",
     "uvicorn.config.Config:self.callback_notify": "gunicorn's heartbeat",
     "uvicorn.config.Config:self.timeout_graceful_shutdown": "seconds that requests in flight get",
+    "uvicorn.config.Config:self.forwarded_allow_ips": "proxies whose X-Forwarded-For is believed",
     "uvicorn_worker.UvicornWorker._serve(self)": "creates and runs the server of a worker",
     "uvicorn_worker.UvicornWorker._install_sigquit_handler(self)": "gunicorn's immediate stop",
     "uvicorn_worker.UvicornWorker.callback_notify(self)": "gunicorn's heartbeat",

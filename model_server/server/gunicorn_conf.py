@@ -19,7 +19,9 @@ from model_server.settings import SettingsError, read_settings
 
 try:
     _settings = read_settings()
-    forwarded_allow_ips = str(Networks(_settings.trusted_proxies, "trusted_proxies"))
+    # Names are looked up once. Not as gunicorn's own setting: before gunicorn 24 that takes no networks.
+    _proxies = str(Networks(_settings.trusted_proxies, "trusted_proxies"))
+    _settings = _settings.model_copy(update={"trusted_proxies": _proxies})
 except SettingsError as _error:
     sys.exit(f"model server: {_error}")
 

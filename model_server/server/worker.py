@@ -128,6 +128,7 @@ class Worker(BaseWorker):
 
     def create_server(self, config: uvicorn.Config) -> Server:
         config.timeout_graceful_shutdown = self.settings.graceful_timeout
+        config.forwarded_allow_ips = self.settings.trusted_proxies
         return Server(config, self)
 
     async def callback_notify(self) -> None:

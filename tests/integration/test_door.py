@@ -134,6 +134,8 @@ OPERATOR = ("duty", "rehearsal-of-the-duty")  # molecule/shared/host_vars
         ("prometheus/classic/graph", "/prometheus/"),
         ("prometheus/api/v1/query?query=up", "server:8404"),
         ("metrics", "predictions_total"),
+        ("metrics/", "predictions_total"),
+        ("%6detrics", "predictions_total"),
     ],
 )
 def test_operators_pages_ask_for_a_password(server: Machine, page: str, shows: str) -> None:

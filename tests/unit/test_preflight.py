@@ -226,6 +226,10 @@ WRONG: Dict[str, Dict[str, Any]] = {
         "same_port_twice": ({"haproxy_http_port": 443}, "are 443, 443, 8404; set them to three ports from 1 to 65535."),
         "high_port": ({"haproxy_https_port": 65536}, "are 80, 65536, 8404; set them to three ports from 1 to 65535."),
         "name_as_address": ({"haproxy_listen_address": "eth0"}, "set each to an IPv4 address, or an IPv6 address in"),
+        "certificate_without_key": (
+            {"haproxy_certificates": [__file__]},
+            "which lacks a certificate or its",
+        ),
         "missing_certificate": ({"haproxy_certificates": ["/no/such.pem"]}, "lists /no/such.pem, which is no file on"),
         "no_network": (
             {"haproxy_unlimited_clients": ["10.0.0.0/8", "a b"]},

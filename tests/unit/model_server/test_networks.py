@@ -30,7 +30,9 @@ def test_nothing_is_no_network() -> None:
 
 
 def test_text_has_addresses_without_a_length() -> None:
-    assert str(Networks("127.0.0.1,::1,10.1.2.3/8", "trusted_proxies")) == "127.0.0.1,::1,10.0.0.0/8"
+    written = str(Networks("127.0.0.1,::1,10.1.2.3/8", "trusted_proxies"))
+
+    assert written == "127.0.0.1,::1,10.0.0.0/8,::ffff:7f00:1,::ffff:a00:0/104"
 
 
 def test_unknown_name_is_told() -> None:

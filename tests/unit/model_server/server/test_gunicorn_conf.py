@@ -82,7 +82,11 @@ def test_a_flood_of_failing_requests_is_counted_in_the_log(server: Server) -> No
 
 @pytest.mark.parametrize(
     ("server", "told"),
-    [({}, "192.0.2.7"), ({"MODEL_SERVER_TRUSTED_PROXIES": "10.0.0.1"}, "127.0.0.1")],
+    [
+        ({}, "192.0.2.7"),
+        ({"MODEL_SERVER_TRUSTED_PROXIES": "127.0.0.0/8"}, "192.0.2.7"),
+        ({"MODEL_SERVER_TRUSTED_PROXIES": "10.0.0.0/8"}, "127.0.0.1"),
+    ],
     indirect=["server"],
 )
 def test_address_that_a_proxy_tells_is_believed_from_a_trusted_one(server: Server, told: str) -> None:
