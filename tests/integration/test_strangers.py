@@ -96,7 +96,8 @@ context = None
 if port == 443:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-resource.setrlimit(resource.RLIMIT_NOFILE, (16384, 16384))
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 end = time.monotonic() + seconds
 opened = failed = 0
 async def hold(first, drip):
