@@ -9,8 +9,9 @@ measured is printed as a table in the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import httpx
 import pytest
 
 from tests.integration.machines import SCENARIO, Machine, ModelServer, Prometheus
@@ -34,6 +35,12 @@ def load() -> Machine:
 @pytest.fixture(scope="session")
 def stranger() -> Machine:
     return Machine(f"model-monitoring-{SCENARIO}-stranger")
+
+
+@pytest.fixture(scope="module")
+def door(server: Machine) -> Iterator[httpx.Client]:
+    with server.door() as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

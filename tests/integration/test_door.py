@@ -6,7 +6,6 @@ import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import pytest
@@ -14,8 +13,8 @@ import pytest
 from tests.integration.conftest import Tell
 from tests.integration.machines import Machine, Prometheus, wait_until
 from tests.integration.playbooks import Ansible
+from tests.integration.traffic import IMAGES
 
-IMAGE = sorted((Path(__file__).parents[2] / "load_test" / "images").glob("*.jp*g"))[0].read_bytes()
 TOO_LARGE = bytes(22_000_000)
 NGINX = """
 worker_processes 1;
@@ -29,13 +28,7 @@ http {
 """
 
 
-@pytest.fixture(scope="module")
-def door(server: Machine) -> Iterator[httpx.Client]:
-    with server.door() as client:
-        yield client
-
-
-def predict(client: httpx.Client, image: bytes = IMAGE, headers: dict[str, str] | None = None) -> httpx.Response:
+def predict(client: httpx.Client, image: bytes = IMAGES[0], headers: dict[str, str] | None = None) -> httpx.Response:
     return client.post("/predict", files={"file": ("sample.jpg", image, "image/jpeg")}, headers=headers)
 
 
@@ -48,7 +41,7 @@ def test_image_is_classified(door: httpx.Client) -> None:
 
 def test_http_leads_to_https(server: Machine) -> None:
     with server.http(80) as client:
-        answer = client.post("/predict?a=b", content=IMAGE)
+        answer = client.post("/predict?a=b", content=IMAGES[0])
 
     assert answer.status_code == 308
     assert answer.headers["Location"] == f"https://{server.address}/predict?a=b"

@@ -10,7 +10,7 @@ import io
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -21,12 +21,6 @@ from PIL import Image
 from tests.integration.conftest import Tell
 from tests.integration.machines import MODEL_SERVER_PORT, Machine, ModelServer
 from tests.integration.traffic import IMAGES, send
-
-
-@pytest.fixture(scope="module")
-def door(server: Machine) -> Iterator[httpx.Client]:
-    with server.door() as client:
-        yield client
 
 
 def test_who_guesses_is_refused(stranger: Machine) -> None:
