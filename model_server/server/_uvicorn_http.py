@@ -61,6 +61,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.is_used = False
         self._head_bytes = 0
         self._upgrades = self._is_refused = self._ignores_input = False
+        self._refusal: Optional[Tuple[int, str, Tuple[http1.Field, ...]]] = None  # that is still to be sent
         self._problem: Tuple[int, str] = http1.INVALID
 
     def on_head(self) -> None:
@@ -129,13 +130,19 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def refuse_request(self, status: int, sentence: str, *headers: http1.Field) -> None:
-        """Answer the request whose head has arrived without the app; its body is discarded."""
+        """Answer the request whose head has arrived without the app, as soon as what came with it has been read."""
         self._is_refused = True
-        if self._has_much_to_come() or not self.parser.should_keep_alive():
+        self._refusal = status, sentence, headers
+
+    def _send_refusal(self, keep_alive: bool) -> None:
+        if self._refusal is None:
+            return
+        (status, sentence, headers), self._refusal = self._refusal, None
+        if keep_alive:
+            self._write_refusal(status, sentence, *headers)
+        else:
             self._write_refusal(status, sentence, *headers, (b"connection", b"close"))
             self.transport.close()
-        else:
-            self._write_refusal(status, sentence, *headers)
 
     def _write_refusal(self, status: int, sentence: str, *headers: http1.Field) -> None:
         self.transport.write(http1.refusal(status, sentence, [*self.server_state.default_headers, *headers]))
@@ -166,6 +173,7 @@ class HttpProtocol(HttpToolsProtocol):
             except httptools.HttpParserError:
                 self.refuse(*self._problem)
                 return
+        self._send_refusal(keep_alive=False)
         if in_head and self.receiving == HEAD:  # a field that has no end is not announced
             self._head_bytes += size
             if self._head_bytes > http1.MAX_HEAD_BYTES:
@@ -216,9 +224,10 @@ class HttpProtocol(HttpToolsProtocol):
         cycle = weakref.ref(self.cycle)  # which has the scope: only the garbage collector would end that circle
         self.scope["is_gone"] = lambda: getattr(cycle(), "disconnected", True)  # type: ignore[typeddict-unknown-key]
         self.on_request()
+        # An answer before the end of the body closes the connection: haproxy 2.6 may not send the rest, and yet reuse
+        # the connection; then the next request, of someone else, would be read as this body.
         self._kept_headers = self.cycle.default_headers
-        if self._has_much_to_come():
-            self.add_header(b"connection", b"close")
+        self.add_header(b"connection", b"close")
 
     def on_body(self, body: bytes) -> None:
         if not self._is_refused:
@@ -230,6 +239,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self.receiving, self.since = None, self.loop.time()
         if self._is_refused:
+            self._send_refusal(self.parser.should_keep_alive())
             return
         super().on_message_complete()
         self.cycle.default_headers = self._kept_headers
@@ -242,9 +252,3 @@ class HttpProtocol(HttpToolsProtocol):
     def _fail(self, problem: Tuple[int, str]) -> None:
         self._problem = problem
         raise ValueError(problem[1])
-
-    def _has_much_to_come(self) -> bool:
-        """Say whether the body may be large, or may never come: an answer before its end closes the connection."""
-        if self.expect_100_continue:
-            return True
-        return int(self.header(b"content-length") or 0) > http1.SMALL_BODY or bool(self.header(b"transfer-encoding"))

@@ -9,7 +9,6 @@ from typing import Any, Callable, Iterable, NamedTuple, Tuple
 HEAD, BODY = "head", "body"  # what a connection receives
 MAX_HEAD_BYTES = 64 * 1024
 MAX_FIELDS = 100
-SMALL_BODY = 64 * 1024  # bytes, which are read to their end even if the answer did not wait for them
 LINGER_SECONDS = 2.0
 PROBES, PROBE_SECONDS = 3, 0.05
 

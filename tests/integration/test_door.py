@@ -78,6 +78,14 @@ def test_body_that_is_too_large_is_told_so(server: Machine) -> None:
             assert predict(client, TOO_LARGE).status_code == 413
 
 
+def test_early_answers_do_not_break_the_next_request(server: Machine) -> None:
+    """haproxy 2.6 keeps the body of such a request to itself, and reuses the connection to the model server."""
+    curl = "curl --insecure --silent --output /dev/null --write-out '%{http_code} ' --data x https://127.0.0.1/predict"
+    told = server.run(f"for i in $(seq 100); do {curl}; done").split()
+
+    assert told == ["415"] * 100
+
+
 @contextmanager
 def nginx(server: Machine) -> Iterator[str]:
     """Run nginx in front of the model server, as its `proxy_pass` is by default; yield its URL on the machine."""

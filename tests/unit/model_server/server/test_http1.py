@@ -124,9 +124,13 @@ def test_a_refusal_closes_a_connection_on_which_the_body_does_not_come(server: S
     assert closed
 
 
-def test_a_small_body_that_nobody_waited_for_keeps_the_connection(server: Server) -> None:
-    request = post(bytes(1000), path="/healthz")
-    answers, closed = exchange(server, request[:-1000], request[-1000:], head("GET", "/readyz"), until=1)
+def test_an_answer_before_the_end_of_the_body_closes_the_connection(server: Server) -> None:
+    """A proxy may keep the rest to itself and reuse the connection: the next request would be read as the body."""
+    request = post(b"x", path="/healthz")
+    answers, closed = exchange(server, request[:-1], head("GET", "/readyz"))
+    assert [(answer.status, answer.headers.get("connection")) for answer in answers] == [(405, "close")]
+    assert closed
+    answers, closed = exchange(server, request, head("GET", "/readyz"), until=1)
     assert [answer.status for answer in answers] == [405, 200]
     assert not closed
 
@@ -322,3 +326,18 @@ def test_what_would_wait_too_long_is_refused_at_once(server: Server, encode: Enc
         assert again.status == 200, "the same connection, a second later"
     samples = server.samples()
     assert samples["queue_depth[]"] == samples["queue_wait_estimate_seconds[]"] == 0
+
+
+@pytest.mark.parametrize("server", [{"LEMON_OVERLOADED": "yes"}], indirect=True)
+def test_an_overloaded_server_refuses_at_the_head(server: Server, encode: Encode) -> None:
+    image = encode((40, 30))
+    cut, whole = post(image)[: -len(image)], post(image)
+    answers, closed = exchange(server, cut)
+    assert [(answer.status, answer.headers.get("connection")) for answer in answers] == [(503, "close")]
+    assert closed
+    answers, closed = exchange(server, whole + whole, head("GET", "/readyz"), until=1)
+    assert [answer.status for answer in answers] == [503, 503, 200]
+    assert not closed
+    answers, closed = exchange(server, post(image, CLOSE))
+    assert [(answer.status, answer.headers.get("connection")) for answer in answers] == [(503, "close")]
+    assert closed
