@@ -60,7 +60,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.body_bytes = 0
         self.is_used = False
         self._head_bytes = 0
-        self._upgrades = self._is_refused = self._ignores_input = False
+        self._upgrades = self._ignores_input = False
         self._refusal: Optional[Tuple[int, str, Tuple[http1.Field, ...]]] = None  # that is still to be sent
         self._problem: Tuple[int, str] = http1.INVALID
 
@@ -131,7 +131,6 @@ class HttpProtocol(HttpToolsProtocol):
 
     def refuse_request(self, status: int, sentence: str, *headers: http1.Field) -> None:
         """Answer the request whose head has arrived without the app, as soon as what came with it has been read."""
-        self._is_refused = True
         self._refusal = status, sentence, headers
 
     def _send_refusal(self, keep_alive: bool) -> None:
@@ -199,7 +198,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.receiving, self.since = HEAD, self.loop.time()
         self._head_bytes = 0
-        self._upgrades = self._is_refused = False
+        self._upgrades = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
@@ -218,7 +217,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.receiving, self.since, self.body_bytes = BODY, self.loop.time(), 0
         if not self.is_answering:
             self.on_head()
-        if self._is_refused:
+        if self._refusal is not None:
             return
         super().on_headers_complete()
         cycle = weakref.ref(self.cycle)  # which has the scope: only the garbage collector would end that circle
@@ -230,7 +229,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.add_header(b"connection", b"close")
 
     def on_body(self, body: bytes) -> None:
-        if not self._is_refused:
+        if self._refusal is None:
             super().on_body(body)
         self.body_bytes += len(body)
 
@@ -238,7 +237,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._upgrades:
             return
         self.receiving, self.since = None, self.loop.time()
-        if self._is_refused:
+        if self._refusal is not None:
             self._send_refusal(self.parser.should_keep_alive())
             return
         super().on_message_complete()
