@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.integration.machines import SCENARIO, Machine
+from tests.integration.playbooks import Ansible
 
 REPOSITORY = Path(__file__).parents[2]
 DASHBOARDS = sorted((REPOSITORY / "roles/grafana/files/dashboards").glob("*.json"))
@@ -45,6 +46,19 @@ def test_login_with_the_generated_password(server: Machine, password: str) -> No
         answer = client.post("/login", json={"user": "admin", "password": password})
 
     assert answer.status_code == 200, answer.text
+    with grafana(server, password) as client:
+        assert client.get("/api/org").status_code == 200
+
+
+def test_second_controller_takes_the_password_from_the_host(
+    server: Machine, ansible: Ansible, password: str, tmp_path: Path
+) -> None:
+    empty = tmp_path / "credentials"
+    play = ("ansible-playbook", "playbooks/monitoring.yml", "--tags", "grafana_configure,grafana_verify")
+    ansible.run(*play, "--extra-vars", f"grafana_credentials_dir={empty}")
+
+    kept = empty / "grafana-admin-server"
+    assert (kept.read_text(), stat.filemode(kept.stat().st_mode)) == (password, "-rw-------")
     with grafana(server, password) as client:
         assert client.get("/api/org").status_code == 200
 
