@@ -7,6 +7,7 @@ had; what stands in for it is named under `shown`, which the caller puts on the 
 from __future__ import annotations
 
 import configparser
+import hashlib
 import io
 import json
 import platform
@@ -57,14 +58,14 @@ def pip_conf(options: dict[str, list[str]]) -> str:
     return text.getvalue()
 
 
-def wheel_directory(options: dict[str, list[str]], python: str) -> str:
-    """The directory among pip's find-links that holds a torch wheel for `python` ("3.11"), or ""."""
+def find_torch_wheels(options: dict[str, list[str]], python: str) -> list[Path]:
+    """The torch wheels for `python` ("3.11") in the first directory among pip's find-links that holds one."""
     tag = f"cp{python.replace('.', '')}"
     for place in options.get("find-links", []):
-        directory = Path(place.removeprefix("file://"))
-        if directory.is_dir() and any(directory.glob(f"torch-*-{tag}-*_{platform.machine()}.whl")):
-            return str(directory)
-    return ""
+        wheels = sorted(Path(place.removeprefix("file://")).glob(f"torch-*-{tag}-*_{platform.machine()}.whl"))
+        if wheels:
+            return wheels
+    return []
 
 
 def choose(image: str) -> dict[str, object]:
@@ -72,7 +73,8 @@ def choose(image: str) -> dict[str, object]:
         "docker", "run", "--rm", image, "python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"
     )
     options = pip_options()
-    wheels = wheel_directory(options, python)
+    torch_wheels = find_torch_wheels(options, python)
+    wheels = str(torch_wheels[0].parent) if torch_wheels else ""
     shown = [f"base image: {image}" + ("" if ":ubuntu-20.04" in image else " stands in for ubuntu:20.04")]
     torch_source = "pip"
     if wheels:
@@ -93,6 +95,7 @@ def choose(image: str) -> dict[str, object]:
         "shown": shown,
         "torch_source": torch_source,
         "torch_find_links": wheels,
+        "torch_hashes": [hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in torch_wheels],
         "volumes": [f"{wheels}:{wheels}:ro"] if wheels else [],
         "grafana_stand_in": grafana_stand_in,
         "pip_conf": pip_conf(options),

@@ -35,6 +35,10 @@ WRONG: Dict[str, Dict[str, Any]] = {
         "no_worker": ({"model_server_workers": 0}, "set it to a number from 1 to 256."),
         "name_as_address": ({"model_server_listen_address": "eth0"}, "set it to an IPv4 address, or"),
         "unknown_torch": ({"model_server_torch_source": "conda"}, "is 'conda'; set it to pip or distro."),
+        "hash_with_its_name": (
+            {"model_server_torch_hashes": [DIGEST, f"sha256:{DIGEST}"]},
+            "each has the 64 hexadecimal digits that pip hash prints.",
+        ),
         "no_network": (
             {"model_server_internal_pages_from": ["10.0.0.0/8", "a b"]},
             "list a b; write each as a network",

@@ -1,5 +1,6 @@
 """What every role has in common."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,19 @@ def flat(tasks: Any) -> Any:
         yield task
         for part in ("block", "rescue", "always"):
             yield from flat(task.get(part, []))
+
+
+@pytest.mark.parametrize("python", ["3.8", "3.10", "3.11", "3.12", "3.13", "3.14"])
+def test_torch_of_each_interpreter_has_a_checksum(python: str) -> None:
+    (role,) = (role for role in ROLES if role.name == "model_server")
+    variables = load(role / "vars/main.yml")
+    version = jinja2.Template(variables["__model_server_torch_version"]).render(
+        model_server_torch_version="", __model_server_python_version=python
+    )
+
+    digest = variables["__model_server_index_hashes"][f"{python} x86_64"][f"torch-{version}"]
+
+    assert re.fullmatch("[0-9a-f]{64}", digest)
 
 
 @pytest.mark.parametrize(("torch", "torchvision"), [("2.4.1", "0.19.1"), ("2.8.0", "0.23.0"), ("2.13.0", "0.28.0")])
