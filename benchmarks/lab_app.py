@@ -13,6 +13,7 @@ from fastapi import FastAPI, HTTPException, UploadFile
 from PIL import Image
 from prometheus_client import Counter
 from pydantic import BaseModel
+from safetensors.torch import load_file
 from starlette_exporter import PrometheusMiddleware, handle_metrics
 from torch import Tensor, nn
 from torch.nn import functional
@@ -51,7 +52,7 @@ class Prediction(BaseModel):
 
 
 model = Network()
-model.load_state_dict(torch.load(os.environ["LAB_WEIGHTS"], map_location="cpu"))
+model.load_state_dict(load_file(os.environ["LAB_WEIGHTS"]))
 model.eval()
 preprocess = transforms.Compose(
     [

@@ -44,7 +44,7 @@ def ours(name: str, app: str = "", **settings: str) -> System:
 def lab() -> System:
     """The original lab's app under gunicorn: uvicorn's worker, one torch thread in each."""
     arguments = ["benchmarks.lab_app:app", "--worker-class", "uvicorn_worker.UvicornWorker"]
-    environment = {"LAB_WEIGHTS": str(BUNDLE / "weights.pt"), "PYTHONPATH": str(TORCHVISION)}
+    environment = {"LAB_WEIGHTS": str(BUNDLE / "weights.safetensors"), "PYTHONPATH": str(TORCHVISION)}
     return System("lab", arguments, environment)
 
 

@@ -11,7 +11,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import generate_latest
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from model_server.api_keys import ApiKeys
 from model_server.metrics.exposition import CONTENT_TYPE, Page
@@ -19,7 +19,7 @@ from model_server.metrics.journal import LimitedLog
 from model_server.metrics.predictions import ModelMetrics, Reason
 from model_server.metrics.requests import RequestMetrics
 from model_server.metrics.slots import check_metrics_dir
-from model_server.middleware import InternalPages, Methods, allowed_methods
+from model_server.middleware import InternalPages, Methods, WithoutRanges, allowed_methods
 from model_server.model.bundle import BundleError, read_bundle
 from model_server.networks import Networks
 from model_server.predict import PREDICT_ERRORS, PREDICT_REQUEST, ImageClassifier, Prediction, Predictor
@@ -51,7 +51,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         bundle = read_bundle(settings.bundle)  # before torch, whose import takes seconds
         from model_server.model.classifier import Classifier  # noqa: PLC0415 - imports torch
 
-        classifier = Classifier(bundle)
+        classifier = Classifier(bundle, settings.allow_pickle)
     model = classifier
 
     metrics = ModelMetrics(model.manifest, model.reference, settings.release, keys.names)
@@ -72,6 +72,9 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         "redirect_slashes": False,  # a redirect would copy the client's Host
     }
     app: FastAPI = FastAPIOffline(**interface) if settings.docs else FastAPI(**interface, openapi_url=None)
+    for route in app.routes:
+        if isinstance(route, Mount):  # the assets of /docs
+            route.app = WithoutRanges(route.app)
 
     @app.get("/")
     async def root() -> Dict[str, str]:

@@ -3,7 +3,7 @@
 import difflib
 import os
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Literal, Optional, Type, TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,16 +16,24 @@ class SettingsError(ValueError):
     """A setting that cannot be used; the message is one sentence that names the variable."""
 
 
-class Settings(BaseSettings):
+class WeightsSettings(BaseSettings):
+    """Settings of everything that loads weights: the server and the commands."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    allow_pickle: bool = Field(
+        False, description="load a weights.pt with torch before 2.6, in which such a file can run code"
+    )
+
+
+class Settings(WeightsSettings):
     """Settings of the server; field `x` is read from the variable `MODEL_SERVER_X`.
 
     The one exception is `metrics_dir`, read from `PROMETHEUS_MULTIPROC_DIR`: prometheus_client looks
     at that variable while it is imported, so it has to be set before the process starts.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
-
-    bundle: Path = Field(description="directory with model.yaml and weights.pt")
+    bundle: Path = Field(description="directory of the bundle, with model.yaml")
     bind: str = Field("127.0.0.1:8000", description="address to listen on, unless systemd hands a socket over")
     workers: int = Field(1, ge=1, le=256, description="worker processes, each with one torch thread")
     timeout: int = Field(30, ge=1, description="seconds without a heartbeat after which a worker is killed")
@@ -51,12 +59,28 @@ class Settings(BaseSettings):
     metrics_dir: Optional[Path] = Field(None, validation_alias=METRICS_DIR, description="shared by all workers")
 
 
+AnySettings = TypeVar("AnySettings", bound=WeightsSettings)
+
+
 def read_settings() -> Settings:
     """Read the settings from the environment.
 
     Raises:
         SettingsError: a `MODEL_SERVER_*` variable is unknown, missing or has a value that is not allowed.
     """
+    return _read(Settings)
+
+
+def allows_pickle() -> bool:
+    """Return the setting `allow_pickle`, for the commands.
+
+    Raises:
+        SettingsError: a `MODEL_SERVER_*` variable is unknown, or this one has a value that is not allowed.
+    """
+    return _read(WeightsSettings).allow_pickle
+
+
+def _read(kind: Type[AnySettings]) -> AnySettings:
     known = [PREFIX + name.upper() for name in Settings.model_fields if name != "metrics_dir"]
     for variable in sorted(os.environ):
         if variable.upper().startswith(PREFIX) and variable.upper() not in known:
@@ -64,7 +88,7 @@ def read_settings() -> Settings:
             hint = f"did you mean {near[0]}?" if near else "known are " + ", ".join(known) + "."
             raise SettingsError(f"{variable} is not a setting of the model server; {hint}")
     try:
-        return Settings()
+        return kind()
     except ValidationError as error:
         problem = error.errors()[0]
         field = str(problem["loc"][0])

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Dict, List, Sequence
 from PIL import Image
 
 from model_server.commands import CommandError
-from model_server.commands.classifier import load_classifier
+from model_server.commands.classifier import load_classifier, without_pickle
 from model_server.commands.images import find_images, read_images
 from model_server.model.bundle import (
     FRUIT_CLASSIFIER,
     MANIFEST,
     REFERENCE,
     TORCHSCRIPT,
-    WEIGHTS,
     Bundle,
     BundleError,
     make_bundle,
@@ -45,8 +44,8 @@ def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "bundle",
         help="make, check and pack bundles of models",
-        description="Make, check and pack bundles: a directory with model.yaml, weights.pt and, perhaps, "
-        "reference.json. docs/models.md describes them.",
+        description="Make, check and pack bundles: a directory with model.yaml, weights.safetensors or weights.pt "
+        "and, perhaps, reference.json. docs/models.md describes them.",
     )
     parser.set_defaults(prefix="bundle")
     actions = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -54,13 +53,18 @@ def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     making = actions.add_parser(
         "create",
         help="write a bundle of trained weights",
-        description="Write a bundle of trained weights, after the model has answered an image.",
+        description="Write a bundle of trained weights, after the model has answered an image. A state dict is written "
+        "as safetensors, which no release of torch can be made to run code with.",
         fromfile_prefix_chars="@",
     )
     making.set_defaults(run=create)
     making.add_argument("directory", type=Path, metavar="DIR", help="the bundle to write; nothing may be there")
     making.add_argument(
-        "--weights", type=Path, required=True, metavar="FILE", help="state dict, or TorchScript file, of the model"
+        "--weights",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="state dict (.pt or .safetensors) or TorchScript of the model",
     )
     making.add_argument("--name", required=True, help="of the model: letters, digits and . _ + -")
     making.add_argument("--version", required=True, help="of the model: letters, digits and . _ + -")
@@ -133,9 +137,11 @@ def create(options: argparse.Namespace) -> None:
         "mean": options.mean,
         "std": options.std,
     }
-    bundle = make_bundle(options.directory, weights, fields)
-    _describe(bundle, load_classifier(bundle))
-    write_bundle(options.directory, weights, fields)
+    bundle = make_bundle(options.directory, weights, fields)._replace(weights_path=options.weights)
+    classifier = load_classifier(bundle)
+    bundle = make_bundle(options.directory, without_pickle(bundle), fields)
+    _describe(bundle, classifier)
+    write_bundle(options.directory, bundle.weights, fields)
     _say(f"written: {options.directory}")
 
 
@@ -154,7 +160,7 @@ def pack(options: argparse.Namespace) -> None:
     refuse_existing(options.archive)
     bundle = read_bundle(options.directory)
     _describe(bundle, load_classifier(bundle))
-    files = {MANIFEST: read_bytes(options.directory / MANIFEST), WEIGHTS: bundle.weights}
+    files = {MANIFEST: read_bytes(options.directory / MANIFEST), bundle.weights_path.name: bundle.weights}
     if bundle.reference is not None:
         files[REFERENCE] = read_bytes(options.directory / REFERENCE)
     archive = _archive(files)

@@ -3,7 +3,6 @@
 The same seed gives the same bytes: one thread, fixed order, deterministic algorithms.
 """
 
-import io
 import math
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from model_server.metrics.features import observe
 from model_server.model.bundle import FRUIT_CLASSIFIER, make_bundle, refuse_existing, write_bundle
 from model_server.model.classifier import Classifier
 from model_server.model.fruit_classifier import FruitClassifier
+from model_server.model.loading import to_safetensors
 from model_server.model.preprocessing import resize_and_crop
 from model_server.model.reference import Reference, build
 
@@ -110,8 +110,7 @@ def write_demo_bundle(path: Path, seed: int) -> None:
         raise CommandError(
             f"The model reached {accuracy:.1%} on held-out drawings, but {LOWEST_ACCURACY:.0%} are needed."
         )
-    weights = io.BytesIO()
-    torch.save(model.state_dict(), weights)
+    weights = to_safetensors(model.state_dict())
     fields: Dict[str, object] = {
         "name": "drawn-fruits",
         "version": f"1.{seed}",
@@ -121,8 +120,8 @@ def write_demo_bundle(path: Path, seed: int) -> None:
         "mean": MEAN,
         "std": STD,
     }
-    reference = refer(Classifier(make_bundle(path, weights.getvalue(), fields)), held_out)
-    write_bundle(path, weights.getvalue(), fields, reference)
+    reference = refer(Classifier(make_bundle(path, weights, fields)), held_out)
+    write_bundle(path, weights, fields, reference)
     _say(f"accuracy {accuracy:.1%} on held-out drawings; bundle written to {path}")
 
 

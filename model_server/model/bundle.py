@@ -1,8 +1,8 @@
 """A bundle: the directory that holds one model.
 
-`model.yaml` is about it, `weights.pt` its state dict or TorchScript, and `reference.json`, which may be absent, the
-reference that its requests are compared with. docs/models.md has the fields, and how `model-server bundle` makes,
-checks and packs bundles.
+`model.yaml` is about it, `weights.safetensors` or `weights.pt` its state dict or TorchScript, and `reference.json`,
+which may be absent, the reference that its requests are compared with. docs/models.md has the fields, and how
+`model-server bundle` makes, checks and packs bundles.
 """
 
 import difflib
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from model_server.model.reference import PREDICTED_CLASS, Reference, write_reference
 
 MANIFEST = "model.yaml"
-WEIGHTS = "weights.pt"
+SAFETENSORS, PICKLED = "weights.safetensors", "weights.pt"  # a bundle has one of them
 REFERENCE = "reference.json"
 FRUIT_CLASSIFIER, TORCHSCRIPT = "fruit_classifier", "torchscript"  # the other architectures are torchvision's
 
@@ -88,8 +88,14 @@ class Bundle(NamedTuple):
 
     path: Path
     manifest: Manifest
+    weights_path: Path
     weights: bytes
     reference: Optional[Reference] = None
+
+    @property
+    def is_safetensors(self) -> bool:
+        """Whether the weights are a safetensors file, by its name, or by its begin: a length, and the JSON so long."""
+        return self.weights_path.suffix == Path(SAFETENSORS).suffix or self.weights[8:9] == b"{"
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -110,16 +116,18 @@ def read_model(path: Path) -> Bundle:
     Raises:
         BundleError: a file is missing, unreadable or malformed, or the weights are not those of the manifest.
     """
-    manifest_path, weights_path = path / MANIFEST, path / WEIGHTS
+    manifest_path = path / MANIFEST
     fields = _parse_manifest(manifest_path, read_bytes(manifest_path))
+    weights_path = _find_weights(path)
     weights = read_bytes(weights_path)
     sha256 = hashlib.sha256(weights).hexdigest()
     manifest = _validate(manifest_path, {"weights_sha256": sha256, **fields}, Manifest)
     if "weights_sha256" not in fields:
-        raise BundleError(f"{manifest_path} lacks the field weights_sha256; of the {WEIGHTS} beside it it is {sha256}.")
+        beside = f"of the {weights_path.name} beside it it is {sha256}"
+        raise BundleError(f"{manifest_path} lacks the field weights_sha256; {beside}.")
     if sha256 != manifest.weights_sha256:
         raise BundleError(f"{weights_path} has SHA-256 {sha256}, but {MANIFEST} expects {manifest.weights_sha256}.")
-    return Bundle(path, manifest, weights)
+    return Bundle(path, manifest, weights_path, weights)
 
 
 def read_reference(path: Path, classes: Sequence[str]) -> Reference:
@@ -149,7 +157,9 @@ def make_bundle(path: Path, weights: bytes, fields: Dict[str, object]) -> Bundle
         BundleError: a field is missing or has a value that is not allowed.
     """
     sha256 = hashlib.sha256(weights).hexdigest()
-    return Bundle(path, _validate(path / MANIFEST, {**fields, "weights_sha256": sha256}, Manifest), weights)
+    manifest = _validate(path / MANIFEST, {**fields, "weights_sha256": sha256}, Manifest)
+    bundle = Bundle(path, manifest, path / PICKLED, weights)
+    return bundle._replace(weights_path=path / SAFETENSORS) if bundle.is_safetensors else bundle
 
 
 def write_bundle(path: Path, weights: bytes, fields: Dict[str, object], reference: Optional[Reference] = None) -> None:
@@ -158,15 +168,15 @@ def write_bundle(path: Path, weights: bytes, fields: Dict[str, object], referenc
     Raises:
         BundleError: a field is wrong, there is something at `path` already, or it cannot be written.
     """
-    manifest = make_bundle(path, weights, fields).manifest
+    bundle = make_bundle(path, weights, fields)
     refuse_existing(path)
     staging = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=str(path.parent)))
         staging.chmod(0o755)
-        (staging / WEIGHTS).write_bytes(weights)
-        text = yaml.safe_dump(manifest.model_dump(mode="json"), sort_keys=False)
+        (staging / bundle.weights_path.name).write_bytes(weights)
+        text = yaml.safe_dump(bundle.manifest.model_dump(mode="json"), sort_keys=False)
         (staging / MANIFEST).write_text(text, encoding="utf-8")
         if reference is not None:
             write_reference(staging / REFERENCE, reference)
@@ -192,6 +202,14 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _find_weights(path: Path) -> Path:
+    found = [path / name for name in (SAFETENSORS, PICKLED) if (path / name).exists()]
+    if len(found) != 1:
+        fault = f"has {SAFETENSORS} and {PICKLED}" if found else f"has neither {SAFETENSORS} nor {PICKLED}"
+        raise BundleError(f"{path} {fault}, but one file of weights is expected.")
+    return found[0]
 
 
 def _parse_manifest(path: Path, text: bytes) -> Dict[str, object]:

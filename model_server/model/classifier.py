@@ -39,18 +39,22 @@ class Classifier:
         ready: true once a forward pass has been done.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, allow_pickle: bool = False) -> None:
         """Build the model of a bundle, load its weights and run it once.
 
+        Args:
+            bundle: as read from disk.
+            allow_pickle: whether a release of torch whose `weights_only` can be bypassed may load a `weights.pt`.
+
         Raises:
-            BundleError: the architecture is unknown, the weights do not fit it, or the model gives no logits.
+            BundleError: what `load_model` raises.
         """
         manifest = bundle.manifest
         self.manifest = manifest
         self.reference = bundle.reference
         self.ready = False
         self._size = manifest.input_size
-        self._model = load_model(bundle)
+        self._model = load_model(bundle, allow_pickle)
         # TorchScript optimises itself for the shapes that it has seen, and may accept no batch size but 1.
         self.batch_size = BATCH_SIZE if isinstance(self._model, FruitClassifier) else 1
         self.classify(self.preprocess(Image.new("RGB", (self._size, self._size))))

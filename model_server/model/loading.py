@@ -1,32 +1,57 @@
 """Builds the model of a bundle from the bytes of its weights; each way that can fail has its own message."""
 
+import ctypes
 import io
+import json
 import pickle
 from typing import Any, Dict, Iterable, List
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from model_server.model.architectures import ArchitectureError, Normalised, build_network
-from model_server.model.bundle import MANIFEST, TORCHSCRIPT, WEIGHTS, Bundle, BundleError
+from model_server.model.bundle import MANIFEST, SAFETENSORS, TORCHSCRIPT, Bundle, BundleError
 from model_server.model.fruit_classifier import FruitClassifier
 from model_server.model.torchscript import compile_for, is_torchscript, load_torchscript
+from model_server.settings import PREFIX
 
 WRAPPERS = {"module.": "DataParallel", "_orig_mod.": "torch.compile", "model.": "a module around the model"}
 
+# Before it, `weights_only` does not keep a file from running code (CVE-2025-32434).
+SAFE_PICKLES = (2, 6)
+SAFETENSORS_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
-def load_model(bundle: Bundle) -> nn.Module:
+
+def load_model(bundle: Bundle, allow_pickle: bool = False) -> nn.Module:
     """Build the model of a bundle, load its weights and run it once.
+
+    Args:
+        bundle: as read from disk.
+        allow_pickle: whether a release of torch whose `weights_only` can be bypassed may load a `weights.pt`.
 
     Returns:
         A model in evaluation mode that takes float32 pixels of shape (1, 3, input_size, input_size), values 0..255,
         fastest with the channels last in memory, and returns logits of shape (1, classes).
 
     Raises:
-        BundleError: the architecture is unknown, the weights do not fit it, or the model gives no logits.
+        BundleError: the architecture is unknown, the weights do not fit it or are not safe to load, or the model gives
+            no logits.
     """
     manifest = bundle.manifest
-    network = _load_torchscript(bundle) if manifest.architecture == TORCHSCRIPT else _load_network(bundle)
+    network = _load_torchscript(bundle) if manifest.architecture == TORCHSCRIPT else _load_network(bundle, allow_pickle)
     if isinstance(network, FruitClassifier):
         network.prepare_for_inference(manifest.mean, manifest.std)
         model: nn.Module = network
@@ -48,7 +73,7 @@ def load_model(bundle: Bundle) -> nn.Module:
 def _check_logits(model: nn.Module, grey: Tensor, bundle: Bundle) -> None:
     """Run a model twice and check its logits; TorchScript needs these runs to optimise itself."""
     manifest = bundle.manifest
-    size, classes, weights = manifest.input_size, len(manifest.classes), bundle.path / WEIGHTS
+    size, classes, weights = manifest.input_size, len(manifest.classes), bundle.weights_path
     try:
         with torch.inference_mode():
             logits, again = model(grey), model(grey)
@@ -79,7 +104,7 @@ def _reason(error: Exception) -> str:
 
 
 def _load_torchscript(bundle: Bundle) -> nn.Module:
-    path = bundle.path / WEIGHTS
+    path = bundle.weights_path
     if not is_torchscript(bundle.weights):
         raise BundleError(
             f"{path} is not a TorchScript file (as torch.jit.save writes it), though its SHA-256 is the expected one."
@@ -90,9 +115,9 @@ def _load_torchscript(bundle: Bundle) -> nn.Module:
         raise BundleError(f"{path} cannot be loaded by torch {torch.__version__}: {_reason(error)}.") from error
 
 
-def _load_network(bundle: Bundle) -> nn.Module:
+def _load_network(bundle: Bundle, allow_pickle: bool) -> nn.Module:
     manifest = bundle.manifest
-    state = _load_state(bundle)
+    state = load_state(bundle, allow_pickle)
     try:
         network = build_network(manifest.architecture, len(manifest.classes), manifest.input_size, state)
     except ArchitectureError as error:
@@ -102,13 +127,61 @@ def _load_network(bundle: Bundle) -> nn.Module:
     return network
 
 
-def _load_state(bundle: Bundle) -> Dict[str, Tensor]:
-    path = bundle.path / WEIGHTS
+def load_state(bundle: Bundle, allow_pickle: bool) -> Dict[str, Tensor]:
+    """Return the state dict of a bundle.
+
+    Raises:
+        BundleError: its weights are none, or are not safe to load with this release of torch.
+    """
+    path = bundle.weights_path
     if is_torchscript(bundle.weights):
         raise BundleError(
             f"{path} is a TorchScript file, but {bundle.manifest.architecture} takes a state dict; "
             f"to serve the file, let {MANIFEST} say architecture: {TORCHSCRIPT}."
         )
+    if bundle.is_safetensors:
+        return _load_safetensors(bundle)
+    if torch.__version__ < SAFE_PICKLES and not allow_pickle:
+        raise BundleError(
+            f"{path} could run code in torch {torch.__version__} (CVE-2025-32434): make the bundle again with "
+            f"`model-server bundle create` and torch 2.6 or newer, which writes {SAFETENSORS}; "
+            f"or set {PREFIX}ALLOW_PICKLE=true if you trust whoever made the file."
+        )
+    return _load_pickled(bundle)
+
+
+def to_safetensors(state: Dict[str, Tensor]) -> bytes:
+    """Return a state dict as a safetensors file: a length, JSON of that length, and the numbers.
+
+    The library's own functions want numpy before release 0.8, which Python 3.8 and 3.9 do not have.
+    """
+    header: Dict[str, Dict[str, Any]] = {}
+    numbers = bytearray()
+    widest_first = sorted(state.items(), key=lambda item: (-item[1].element_size(), item[0]))  # keeps them aligned
+    for name, value in widest_first:
+        tensor = value.detach().contiguous()
+        begin = len(numbers)
+        numbers += ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+        kind = SAFETENSORS_TYPES[tensor.dtype]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [begin, len(numbers)]}
+    described = json.dumps(header, separators=(",", ":")).encode()
+    described += b" " * (-len(described) % 8)
+    return len(described).to_bytes(8, "little") + described + bytes(numbers)
+
+
+def _load_safetensors(bundle: Bundle) -> Dict[str, Tensor]:
+    try:
+        state: Dict[str, Tensor] = safetensors.torch.load(bundle.weights)
+    except (safetensors.SafetensorError, KeyError) as error:  # damaged, or a type of numbers that this torch lacks
+        raise BundleError(
+            f"{bundle.weights_path} is not a safetensors file that can be read ({_reason(error)}), "
+            "though its SHA-256 is the expected one."
+        ) from error
+    return state
+
+
+def _load_pickled(bundle: Bundle) -> Dict[str, Tensor]:
+    path = bundle.weights_path
     try:
         loaded: Any = torch.load(io.BytesIO(bundle.weights), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -131,7 +204,7 @@ def _is_state(loaded: Any) -> bool:
 
 
 def _require_fit(bundle: Bundle, state: Dict[str, Tensor], expected: Dict[str, Tensor]) -> None:
-    path, architecture = bundle.path / WEIGHTS, bundle.manifest.architecture
+    path, architecture = bundle.weights_path, bundle.manifest.architecture
     for prefix, wrapper in WRAPPERS.items():
         if state.keys() == {prefix + name for name in expected}:
             raise BundleError(f"{path} has keys that begin with {prefix!r}, of {wrapper}: save them without it.")

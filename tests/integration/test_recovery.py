@@ -27,7 +27,7 @@ UNITS = (
     "prometheus prometheus-alertmanager prometheus-node-exporter grafana-server"
 )
 METRICS = "/run/model-server/metrics"
-WEIGHTS = "/var/lib/model-server/current/weights.pt"
+WEIGHTS = "/var/lib/model-server/current/weights.safetensors"
 STOP = "systemctl stop model-server.socket model-server.service"  # the socket alone would start it at the next scrape
 GOING = 0.2  # seconds that the kernel may take to close what a killed process had open
 TIMEOUT = 10  # seconds, in molecule/shared/host_vars
@@ -270,7 +270,7 @@ def corrupted(machine: Machine, file: str) -> Iterator[tuple[str, str]]:
 def refusals(machine: Machine, since: str, checksums: tuple[str, str]) -> list[str]:
     """Return the sentences of the journal that name the weights, what they should be and what they are."""
     journal = machine.journal("model-server", since, lines=500).splitlines()
-    return [line for line in journal if all(word in line for word in ("weights.pt", *checksums))]
+    return [line for line in journal if all(word in line for word in ("weights.safetensors", *checksums))]
 
 
 def test_corrupted_weights_are_refused_at_a_start(model_server: ModelServer, tell: Tell) -> None:

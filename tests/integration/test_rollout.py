@@ -147,20 +147,22 @@ class ServedModel:
     @property
     def weights_sha256(self) -> str:
         """The checksum of the weights of the current bundle."""
-        return self._server.run("sha256sum %s/current/weights.pt", DATA).split()[0]
+        return self._server.run("sha256sum %s/current/weights.safetensors", DATA).split()[0]
 
     def changed_bundle(self, directory: Path, statement: str) -> Path:
         """Make a bundle of the current one by a statement that changes `state`, its dictionary of weights."""
         code = f"""
 import hashlib, re, shutil, torch
 from pathlib import Path
+from safetensors.torch import load_file
+from model_server.model.loading import to_safetensors
 bundle = Path("/var/tmp/changed-bundle")
 shutil.rmtree(bundle, ignore_errors=True)
 shutil.copytree("{DATA}/current/", bundle)
-weights, manifest = bundle / "weights.pt", bundle / "model.yaml"
-state = torch.load(weights)
+weights, manifest = bundle / "weights.safetensors", bundle / "model.yaml"
+state = load_file(weights)
 {statement}
-torch.save(state, weights)
+weights.write_bytes(to_safetensors(state))
 digest = hashlib.sha256(weights.read_bytes()).hexdigest()
 text = re.sub("(?m)^weights_sha256: .*$", "weights_sha256: " + digest, manifest.read_text())
 manifest.write_text(re.sub("(?m)^version: .*$", "version: '" + digest[:12] + "'", text))
@@ -255,7 +257,7 @@ def test_bundle_that_fails_its_check_is_refused(model: ServedModel, users: Users
         status, output = model.deploy(bundle=bundle)
 
     assert status != 0
-    assert "weights.pt" in output
+    assert "weights.safetensors" in output
     assert (model.deployed, model.info) == (before, info)
 
 

@@ -125,6 +125,17 @@ def test_documentation_can_be_switched_off(classifier: FakeClassifier) -> None:
     assert closed.get("/").json() == {"status": "ok"}
 
 
+def test_assets_of_the_documentation_are_sent_whole(client: Client) -> None:
+    """Each of many ranges would cost a merge with all before it."""
+    asset = "/static-offline-docs/swagger-ui.css"
+    whole = client.request("GET", asset)
+    ranges = ",".join(f"{start}-{start}" for start in range(0, 20_000, 2))
+
+    answer = client.request("GET", asset, headers={"Range": f"bytes={ranges}"})
+
+    assert (answer.status_code, answer.content) == (200, whole.content)
+
+
 def test_an_image_is_classified(client: Client, classifier: FakeClassifier, encode: Encode) -> None:
     answer = post(client, encode((200, 160)), name="fruit.jpg")
     assert answer.status_code == 200

@@ -26,14 +26,13 @@ def weights() -> bytes:
     """Make weights that answer "grapes" to everything."""
     torch = pytest.importorskip("torch")
     from model_server.model.fruit_classifier import FruitClassifier
+    from model_server.model.loading import to_safetensors
 
     torch.manual_seed(0)
     state = FruitClassifier(3, 32).state_dict()
     state["fc3.weight"].zero_()
     state["fc3.bias"].copy_(torch.tensor([0.0, 1.0, 0.5]))
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
+    return to_safetensors(state)
 
 
 @pytest.fixture
@@ -68,7 +67,7 @@ def refused(*arguments: Any) -> str:
 def test_a_valid_bundle_is_described(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["bundle", "check", str(bundle)])
     said = capsys.readouterr().out.splitlines()
-    sha256 = hashlib.sha256((bundle / "weights.pt").read_bytes()).hexdigest()
+    sha256 = hashlib.sha256((bundle / "weights.safetensors").read_bytes()).hexdigest()
     assert said[:4] == [
         "model:        fruits 1.0",
         "architecture: fruit_classifier, for images of 32×32 pixels",
@@ -124,11 +123,11 @@ def test_a_folder_that_is_not_labelled_is_explained(bundle: Path, labelled: Path
 
 def test_what_is_wrong_with_a_bundle_is_one_sentence_and_status_1(bundle: Path) -> None:
     """As the role sees it: the command line itself, whose errors come from several modules."""
-    (bundle / "weights.pt").write_bytes(b"other")
+    (bundle / "weights.safetensors").write_bytes(b"other")
     command = [sys.executable, "-m", "model_server", "bundle", "check", str(bundle)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(f"bundle: {bundle / 'weights.pt'} has SHA-256 ")
+    assert done.stderr.startswith(f"bundle: {bundle / 'weights.safetensors'} has SHA-256 ")
     assert done.stderr.count("\n") == 1
 
     (bundle / "model.yaml").write_text(
@@ -137,7 +136,7 @@ def test_what_is_wrong_with_a_bundle_is_one_sentence_and_status_1(bundle: Path) 
     )
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"bundle: {bundle / 'weights.pt'} is not a PyTorch state dict" in done.stderr
+    assert f"bundle: {bundle / 'weights.safetensors'} is not a safetensors file" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -158,7 +157,7 @@ def test_an_archive_holds_the_bundle_and_nothing_of_the_machine(
     with tarfile.open(archive, "r:gz") as tar:
         entries = tar.getmembers()
         contents = {entry.name: tar.extractfile(entry).read() for entry in entries}  # type: ignore[union-attr]
-    assert [entry.name for entry in entries] == ["model.yaml", "reference.json", "weights.pt"]
+    assert [entry.name for entry in entries] == ["model.yaml", "reference.json", "weights.safetensors"]
     assert {(entry.isreg(), entry.mode, entry.uid, entry.uname) for entry in entries} == {(True, 0o644, 0, "root")}
     assert contents == {name: (bundle / name).read_bytes() for name in contents}
     said = capsys.readouterr().out
@@ -182,7 +181,7 @@ def test_a_packed_bundle_without_reference_is_whole(bundle: Path, tmp_path: Path
     (bundle / "reference.json").unlink()
     main(["bundle", "pack", str(bundle), str(tmp_path / "fruits.tar.gz")])
     with tarfile.open(tmp_path / "fruits.tar.gz") as tar:
-        assert tar.getnames() == ["model.yaml", "weights.pt"]
+        assert tar.getnames() == ["model.yaml", "weights.safetensors"]
 
 
 def test_an_archive_that_is_there_is_kept(bundle: Path, tmp_path: Path) -> None:
@@ -227,6 +226,32 @@ def test_a_bundle_is_made_of_trained_weights(
     assert made.manifest.mean == (0.5, 0.4, 0.3)
     assert made.manifest.std == (0.229, 0.224, 0.225)  # ImageNet's, as nearly all networks are trained
     assert capsys.readouterr().out.endswith(f"written: {tmp_path / 'bundle'}\n")
+
+
+def test_a_pickled_state_dict_becomes_safetensors(
+    weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load
+
+    pickled = io.BytesIO()
+    torch.save(load(weights), pickled)
+    monkeypatch.setenv("MODEL_SERVER_ALLOW_PICKLE", "true")  # torch before 2.6 refuses it otherwise
+    made = create(tmp_path, pickled.getvalue())
+    assert sorted(path.name for path in made.iterdir()) == ["model.yaml", "weights.safetensors"]
+    assert read_bundle(made).weights == weights
+
+
+def test_torch_that_a_pickle_can_trick_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.5.1+cpu"))
+    pickled = io.BytesIO()
+    torch.save({"fc1.bias": torch.zeros(1)}, pickled)
+    with pytest.raises(SystemExit, match=r"trained.pth could run code in torch 2.5.1.* set MODEL_SERVER_ALLOW_PICKLE"):
+        create(tmp_path, pickled.getvalue())
+    monkeypatch.setenv("MODEL_SERVER_ALLOW_PICKLE", "true")
+    with pytest.raises(SystemExit, match=r"trained.pth does not fit fruit_classifier"):
+        create(tmp_path, pickled.getvalue())
 
 
 def test_many_classes_come_from_a_file(weights: bytes, tmp_path: Path) -> None:

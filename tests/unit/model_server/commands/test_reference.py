@@ -1,4 +1,3 @@
-import io
 import os
 import shutil
 from pathlib import Path
@@ -20,12 +19,11 @@ CLASSES = ("apple", "grapes", "lemon")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch = pytest.importorskip("torch")
     from model_server.model.fruit_classifier import FruitClassifier
+    from model_server.model.loading import to_safetensors
 
     torch.manual_seed(0)
-    buffer = io.BytesIO()
-    torch.save(FruitClassifier(3, 32).state_dict(), buffer)
     path = tmp_path_factory.mktemp("bundles") / "bundle"
-    write_bundle(path, buffer.getvalue(), SMALL)
+    write_bundle(path, to_safetensors(FruitClassifier(3, 32).state_dict()), SMALL)
     return path
 
 
@@ -55,7 +53,7 @@ def test_the_command_writes_what_the_server_reads(copy: Path, drawings: Path, ca
     assert reference.images == 12
     assert set(reference.ratios["predicted_class"]) == set(CLASSES)
     assert (copy / "reference.json").stat().st_mode & 0o777 == 0o644
-    assert sorted(path.name for path in copy.iterdir()) == ["model.yaml", "reference.json", "weights.pt"]
+    assert sorted(path.name for path in copy.iterdir()) == ["model.yaml", "reference.json", "weights.safetensors"]
     said = capsys.readouterr().out
     assert "12 images are few" in said
     assert f"12 of 12 images described in {copy / 'reference.json'}" in said

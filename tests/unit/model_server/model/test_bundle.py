@@ -64,10 +64,22 @@ def test_other_weights_are_refused(bundle: Path) -> None:
         read_bundle(bundle)
 
 
-@pytest.mark.parametrize("name", ["model.yaml", "weights.pt"])
-def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("model.yaml", "model.yaml cannot be read: No such file or directory.$"),
+        ("weights.pt", "bundle has neither weights.safetensors nor weights.pt, but one file of weights is expected.$"),
+    ],
+)
+def test_a_missing_file_is_named(bundle: Path, name: str, fault: str) -> None:
     (bundle / name).unlink()
-    with pytest.raises(BundleError, match=f"{name} cannot be read: No such file or directory.$"):
+    with pytest.raises(BundleError, match=fault):
+        read_bundle(bundle)
+
+
+def test_two_files_of_weights_are_one_too_many(bundle: Path) -> None:
+    (bundle / "weights.safetensors").touch()
+    with pytest.raises(BundleError, match=r"bundle has weights\.safetensors and weights\.pt, but one file"):
         read_bundle(bundle)
 
 

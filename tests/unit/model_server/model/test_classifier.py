@@ -1,4 +1,3 @@
-import io
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,9 +15,9 @@ from tests.unit.model_server.model.torchvision_reference.make import published_w
 
 
 def make_bundle(path: Path, state: Any, **changes: Any) -> Bundle:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_bundle(path, buffer.getvalue(), {**FIELDS, **changes})
+    from model_server.model.loading import to_safetensors
+
+    write_bundle(path, to_safetensors(state), {**FIELDS, **changes})
     return read_bundle(path)
 
 

@@ -35,7 +35,7 @@ def saved(state: Any) -> bytes:
 def load(bundle: Bundle) -> Any:
     from model_server.model.loading import load_model
 
-    return load_model(bundle)
+    return load_model(bundle, allow_pickle=True)  # torch before 2.6 refuses it otherwise
 
 
 def without(name: str) -> Dict[str, Any]:
@@ -84,8 +84,50 @@ def test_a_state_dict_that_does_not_fit_is_explained(tmp_path: Path, state: Any,
 @pytest.mark.parametrize("weights", [b"", b"garbage", b"PK\x03\x04" + bytes(50), b"\x80\x02}q\x00."])
 def test_a_file_that_holds_no_weights_is_refused(weights: bytes, architecture: str) -> None:
     manifest = Manifest(**{**FIELDS, "weights_sha256": "0" * 64, "architecture": architecture})
-    with pytest.raises(BundleError, match=r"weights\.pt "):
-        load(Bundle(Path("b"), manifest, weights))
+    for name in ("weights.pt", "weights.safetensors"):
+        with pytest.raises(BundleError, match=name):
+            load(Bundle(Path("b"), manifest, Path("b") / name, weights))
+
+
+def test_safetensors_are_the_state_that_they_were_made_of(tmp_path: Path) -> None:
+    from model_server.model.loading import load_model, load_state, to_safetensors
+
+    state = {
+        **published_weights(),
+        "count": torch.tensor(7),
+        "half": torch.ones(2, 3, dtype=torch.bfloat16).t(),
+        "empty": torch.zeros(0),
+    }
+    loaded = load_state(make_bundle(tmp_path / "more", to_safetensors(state)), allow_pickle=False)
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    assert all(loaded[name].dtype == tensor.dtype for name, tensor in state.items())
+    bundle = make_bundle(tmp_path / "bundle", to_safetensors(published_weights()))
+    assert bundle.weights_path.name == "weights.safetensors"
+    pixels = torch.rand(1, 3, 150, 150) * 255
+    pickled = load(make_bundle(tmp_path / "pickled", saved(published_weights())))
+    assert torch.equal(load_model(bundle)(pixels), pickled(pixels))
+
+
+def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
+    from model_server.model.loading import to_safetensors
+
+    whole = to_safetensors(published_weights())
+    for weights in (whole[:-1], whole[:100], whole.replace(b"F32", b"F99", 1)):
+        with pytest.raises(BundleError, match=r"weights.safetensors is not a safetensors file that can be read \("):
+            load(make_bundle(tmp_path / str(len(weights)) / weights[:40].hex()[-8:], weights))
+
+
+def test_torch_that_a_pickle_can_trick_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from model_server.model.loading import load_model
+
+    bundle = make_bundle(tmp_path / "bundle", saved(published_weights()))
+    for version in ("1.13.1", "2.5.1+cpu"):
+        monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
+        with pytest.raises(BundleError, match=r"weights.pt could run code in torch .* MODEL_SERVER_ALLOW_PICKLE=true"):
+            load_model(bundle)
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.6.0"))
+    load_model(bundle)
 
 
 class Malicious:
