@@ -1,7 +1,7 @@
 """The image in a request: read with a limit, in memory, from a form field or from the bare body."""
 
 import re
-from typing import Dict, List, Mapping, NamedTuple, Optional
+from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 from urllib.parse import unquote_to_bytes
 
 from fastapi import HTTPException
@@ -17,6 +17,7 @@ WHAT_IS_TAKEN = f"Send the image in the form field '{FIELD}', or as the body wit
 MAX_PARTS = 64
 MAX_PADDING = 64  # bytes of blanks after a boundary
 MAX_HEADER_BYTES = 16 * 1024  # of one part
+MAX_OPTIONS_BYTES = 4096  # of a header with options: python-multipart's time grows with the square
 CLIENT_CLOSED_REQUEST = 499  # nobody reads this answer; the metrics need a status, and nginx uses this one
 
 
@@ -53,7 +54,7 @@ async def read_upload(request: Request, max_body_bytes: int) -> Upload:
     if encoding not in {"", "identity"}:
         raise _unsupported(f"A body with Content-Encoding {encoding} is not accepted; send it as it is.")
     header = request.headers.get("content-type", "")
-    media_type, options = parse_options_header(header)
+    media_type, options = _parse_options(header)
     if not media_type:
         raise _unsupported(WHAT_IS_TAKEN)
     if media_type != FORM and not media_type.startswith(b"image/") and media_type.decode("latin-1") not in UNTYPED:
@@ -117,7 +118,7 @@ def _find_file(boundary: bytes, body: bytes) -> Upload:
         if end < 0:
             raise _malformed("The multipart body ends before its closing boundary.")
         headers = _read_headers(body[position + 2 : blank])
-        _, options = parse_options_header(headers.get(b"content-disposition", b""))
+        _, options = _parse_options(headers.get(b"content-disposition", b""))
         filename = _read_filename(headers.get(b"content-disposition", b""), options)
         if file is None and options.get(b"name") == FIELD.encode() and filename is not None:
             _check_encoding(headers.get(b"content-transfer-encoding", b""))
@@ -143,7 +144,7 @@ def _read_filename(disposition: bytes, options: Mapping[bytes, bytes]) -> Option
         try:
             name = unquote_to_bytes(extended[2]).decode(extended[1].decode("ascii"), "replace")
         except LookupError:  # no such character set: as if it were not there
-            _, options = parse_options_header(disposition[: extended.start()] + disposition[extended.end() :])
+            _, options = _parse_options(disposition[: extended.start()] + disposition[extended.end() :])
     if name is None and b"filename" in options:
         name = options[b"filename"].decode("utf-8", "replace").replace("%22", '"')
     return None if name is None else re.split(r"[/\\]", name)[-1]
@@ -164,6 +165,15 @@ def _read_headers(lines: bytes) -> Dict[bytes, bytes]:
             raise _malformed("A part of the form has a malformed header.")
         headers[name.lower()] = value.strip()
     return headers
+
+
+def _parse_options(header: Union[str, bytes]) -> Tuple[bytes, Dict[bytes, bytes]]:
+    if len(header) > MAX_OPTIONS_BYTES:
+        raise _malformed(f"A header has a value of more than {MAX_OPTIONS_BYTES} bytes.")
+    try:
+        return parse_options_header(header)
+    except TypeError:  # python-multipart 0.0.20, which Python 3.8 has: `a*0=x; a*=y`
+        raise _malformed("A header has options that contradict each other.") from None
 
 
 def _malformed(sentence: str) -> RejectedInputError:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model_server.model.architectures import ArchitectureError, Normalised, build_network
-from model_server.model.bundle import MANIFEST, SAFETENSORS, TORCHSCRIPT, Bundle, BundleError
+from model_server.model.bundle import MANIFEST, PICKLED, SAFETENSORS, TORCHSCRIPT, Bundle, BundleError
 from model_server.model.fruit_classifier import FruitClassifier
 from model_server.model.torchscript import compile_for, is_torchscript, load_torchscript
 from model_server.settings import PREFIX
@@ -105,6 +105,8 @@ def _reason(error: Exception) -> str:
 
 def _load_torchscript(bundle: Bundle) -> nn.Module:
     path = bundle.weights_path
+    if path.name == SAFETENSORS:
+        raise BundleError(f"{path} is for a state dict, and a TorchScript file is a program: name it {PICKLED}.")
     if not is_torchscript(bundle.weights):
         raise BundleError(
             f"{path} is not a TorchScript file (as torch.jit.save writes it), though its SHA-256 is the expected one."
@@ -144,8 +146,8 @@ def load_state(bundle: Bundle, allow_pickle: bool) -> Dict[str, Tensor]:
     if torch.__version__ < SAFE_PICKLES and not allow_pickle:
         raise BundleError(
             f"{path} could run code in torch {torch.__version__} (CVE-2025-32434): make the bundle again with "
-            f"`model-server bundle create` and torch 2.6 or newer, which writes {SAFETENSORS}; "
-            f"or set {PREFIX}ALLOW_PICKLE=true if you trust whoever made the file."
+            f"`model-server bundle create` and torch 2.6 or newer, which writes {SAFETENSORS}; or set "
+            f"{PREFIX}ALLOW_PICKLE=true (the role's model_server_allow_pickle) if you trust whoever made the file."
         )
     return _load_pickled(bundle)
 

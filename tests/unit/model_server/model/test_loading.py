@@ -89,6 +89,14 @@ def test_a_file_that_holds_no_weights_is_refused(weights: bytes, architecture: s
             load(Bundle(Path("b"), manifest, Path("b") / name, weights))
 
 
+def test_a_program_under_the_name_of_data_is_refused() -> None:
+    manifest = Manifest(**{**FIELDS, "weights_sha256": "0" * 64, "architecture": "torchscript"})
+    program = io.BytesIO()
+    torch.jit.save(torch.jit.script(torch.nn.Identity()), program)
+    with pytest.raises(BundleError, match=r"a TorchScript file is a program: name it weights\.pt"):
+        load(Bundle(Path("b"), manifest, Path("b") / "weights.safetensors", program.getvalue()))
+
+
 def test_safetensors_are_the_state_that_they_were_made_of(tmp_path: Path) -> None:
     from model_server.model.loading import load_model, load_state, to_safetensors
 
