@@ -45,6 +45,17 @@ def test_images_are_classified(client: httpx.Client) -> None:
     assert len(wrong) <= len(IMAGES) * 0.11, wrong
 
 
+def test_assets_of_the_documentation_are_sent_whole(client: httpx.Client) -> None:
+    """Each of many ranges would cost a merge with all before it."""
+    asset = "/static-offline-docs/swagger-ui.css"
+    whole = client.get(asset)
+    ranges = ",".join(f"{start}-{start}" for start in range(0, 10_000, 2))
+
+    answer = client.get(asset, headers={"Range": f"bytes={ranges}"})
+
+    assert (answer.status_code, answer.content) == (200, whole.content)
+
+
 @pytest.mark.parametrize("content_type", ["fake_client_error/jpeg", "text/plain"])
 def test_other_content_type_is_the_clients_error(client: httpx.Client, content_type: str) -> None:
     answer = predict(client, IMAGE, content_type)
