@@ -179,7 +179,7 @@ def _load_safetensors(bundle: Bundle) -> Dict[str, Tensor]:
             f"{bundle.weights_path} is not a safetensors file that can be read ({_reason(error)}), "
             "though its SHA-256 is the expected one."
         ) from error
-    return state
+    return dict(sorted(state.items()))  # the library's order is random, and errors name the first ones
 
 
 def _load_pickled(bundle: Bundle) -> Dict[str, Tensor]:
