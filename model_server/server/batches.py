@@ -54,9 +54,9 @@ class Batches(Generic[Input, Output]):
 
     @property
     def wait_estimate(self) -> float:
-        """The seconds until a new prediction would be made; 0 while at most one waits."""
+        """The seconds until a new prediction and the rest of its batch would be made; 0 while at most one waits."""
         waiting = len(self._waiting)
-        return self._seconds * (waiting + len(self._prepared) + 1) if waiting > 1 else 0.0
+        return self._seconds * (waiting + len(self._prepared) + self._size) if waiting > 1 else 0.0
 
     async def predict(
         self, prepare: "Callable[[], Union[Input, asyncio.Future[Input]]]", lap: Callable[[str], None]
