@@ -243,7 +243,7 @@ def main() -> None:
         parts.measure(IMAGE.read_bytes(), bodies(), 5 * options.rounds)
         return
     if options.what == "overload":
-        sys.exit(0 if overload.measure(IMAGE.read_bytes(), bodies()) else 1)
+        sys.exit(0 if overload.measure(IMAGE.read_bytes(), bodies(), options.rounds) else 1)
     if options.what == "images":
         sys.exit(0 if images.measure(IMAGE.read_bytes()) else 1)
     bench = Bench(options.rounds, options.seconds)

@@ -1,7 +1,8 @@
 """What happens at three times the capacity: `script/bench overload`.
 
 Arrivals come at a fixed rate, whatever the answers are (an open model): clients do not wait for each other. The server
-has one worker and a processor of its own; the clients run on another one.
+has one worker and a processor of its own; the clients run on another one. The speed of a shared machine changes
+within minutes: each round measures the capacity before and after the overload; the figures are medians of the rounds.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from benchmarks.servers import Server, ours, running
 SECONDS = 60
 OVERLOAD = 3
 CAPACITY_CONNECTIONS = 16
+CAPACITY_SECONDS = 10
 RECOVERY_SECONDS = 2
 MEGABYTE = 1e6
 
@@ -128,33 +130,44 @@ def _requests(url: str, bodies: Sequence[bytes]) -> List[bytes]:
     return [f"{head}{len(body)}\r\n\r\n".encode() + body for body in bodies]
 
 
-def measure(image: bytes, bodies: Sequence[bytes]) -> bool:
+def measure(image: bytes, bodies: Sequence[bytes], rounds: int) -> bool:
     """Print the figures with their bars, and return whether all are met."""
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cpus[:1])
-    with running(ours("model server"), image, 1, cpus[-1:]) as server:
+    measured = [_round(image, bodies, cpus[-1]) for _ in range(rounds)]
+    met = True
+    for name, _, relation, bar in measured[0]:
+        values = [value for figures in measured for other, value, _, _ in figures if other == name]
+        value = median(values)
+        is_met = value <= bar if relation == "<=" else value >= bar
+        met = met and is_met
+        verdict = "met" if is_met else "MISSED"
+        single = ", ".join(f"{value:.3f}" for value in values)
+        print(f"{name:<53} {value:8.3f} {relation} {bar:<6g} {verdict:<6} ({single})", flush=True)
+    return met
+
+
+def _round(image: bytes, bodies: Sequence[bytes], cpu: int) -> List[Limit]:
+    with running(ours("model server"), image, 1, [cpu]) as server:
         asyncio.run(saturate(server.url, bodies, 5))
-        capacity = asyncio.run(saturate(server.url, bodies, 10))
-        print(f"capacity {capacity:.0f}/s; {OVERLOAD * capacity:.0f} requests/s for {SECONDS} s", flush=True)
+        before = asyncio.run(saturate(server.url, bodies, CAPACITY_SECONDS))
+        print(f"capacity {before:.0f}/s; {OVERLOAD * before:.0f} requests/s for {SECONDS} s", flush=True)
         memory: List[float] = []
         over = threading.Event()
         sampler = threading.Thread(target=_sample, args=(server, memory, over))
         sampler.start()
         gc.disable()  # a collection would let requests come in bursts
-        answers = asyncio.run(offer(server.url, bodies, OVERLOAD * capacity, SECONDS))
+        answers = asyncio.run(offer(server.url, bodies, OVERLOAD * before, SECONDS))
         gc.enable()
         over.set()
         sampler.join()
         third = len(memory) // 3
         grown = median(memory[-third:]) - median(memory[:third])
         time.sleep(RECOVERY_SECONDS)
-        limits = _figures(answers, capacity, grown, _one_by_one(server, bodies[0]))
-    met = True
-    for name, value, relation, bar in limits:
-        is_met = value <= bar if relation == "<=" else value >= bar
-        met = met and is_met
-        print(f"{name:<58} {value:8.3f} {relation} {bar:<6g} {'met' if is_met else 'MISSED'}", flush=True)
-    return met
+        recovered = _one_by_one(server, bodies[0])
+        after = asyncio.run(saturate(server.url, bodies, CAPACITY_SECONDS))
+        print(f"capacity after it {after:.0f}/s", flush=True)
+        return _figures(answers, (before + after) / 2, grown, recovered)
 
 
 def _sample(server: Server, memory: List[float], over: threading.Event) -> None:
