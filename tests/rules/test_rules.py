@@ -221,7 +221,7 @@ def growing(counts: list[int], instance: str = "a:8000", feature: str = "contras
 
 
 def expected(shares: list[float], feature: str = "contrast") -> Iterator[dict[str, str]]:
-    return series("feature_reference_ratio", feature, [f"{share}x300" for share in shares])
+    return series("feature_reference_ratio", feature, [f"{share}+0x300" for share in shares])
 
 
 def evaluated(given: list[dict[str, str]], asked: dict[str, list[dict[str, Any]]], tmp_path: Path) -> None:
