@@ -181,7 +181,8 @@ def alerting() -> Iterable[Panel]:
     yield series(
         "Failed rule evaluations",
         "short",
-        "Evaluations in the last minute that failed, by group, and evaluations that were missed. All should be 0.",
+        "Evaluations in the last minute that failed, by group, and evaluations that were missed. All should be 0. "
+        "Before Prometheus 2.18 failures have no group, and are one line without a name.",
         (by_group("increase(prometheus_rule_evaluation_failures_total[1m])"), "{{group}} failed"),
         (a_minute("prometheus_rule_group_iterations_missed_total"), "missed"),
     ).span(8)
@@ -196,7 +197,8 @@ def alerting() -> Iterable[Panel]:
     yield series(
         "Alertmanager",
         "short",
-        "Alerts that Alertmanager holds, and its notifications of the last minute. All 0 where none is scraped.",
+        "Alerts that Alertmanager holds, and its notifications of the last minute. All 0 where none is scraped. "
+        "Before Alertmanager 0.25 alerts that are over count for some minutes more.",
         or_zero('sum(alertmanager_alerts{state="active"})', "active alerts"),
         or_zero('sum(alertmanager_alerts{state="suppressed"})', "suppressed alerts"),
         or_zero(a_minute("alertmanager_notifications_total"), "notifications"),
