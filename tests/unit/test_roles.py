@@ -8,7 +8,8 @@ import jinja2
 import pytest
 import yaml
 
-ROLES = sorted(path for path in (Path(__file__).parents[2] / "roles").iterdir() if path.is_dir())
+# `host` is what the others import, and deploys nothing.
+ROLES = sorted(path for path in (Path(__file__).parents[2] / "roles").iterdir() if path.is_dir() and path.name != "host")
 FILES = [
     "README.md",
     "defaults/main.yml",
@@ -62,6 +63,14 @@ def test_readme_names_every_variable(role: Path) -> None:
     readme = (role / "README.md").read_text()
 
     assert [name for name in options(role) if name not in readme] == []
+
+
+@each_role
+def test_host_is_judged_in_one_place(role: Path) -> None:
+    preflight = load(role / "tasks/preflight.yml")
+
+    assert preflight[0]["ansible.builtin.import_role"] == {"name": "host"}
+    assert "'20.04'" not in (role / "tasks/preflight.yml").read_text()
 
 
 @each_role
