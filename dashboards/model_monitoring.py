@@ -75,7 +75,7 @@ def instances() -> builders.QueryVariable:
         builders.QueryVariable("instance")
         .label("Host")
         .query('label_values(up{job=~"node|model_server"}, instance)')
-        .regex("/([^:]+):.*/")
+        .regex("/(.+):[0-9]+/")
         .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(VariableSort.ALPHABETICAL_ASC)
         .multi(True)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import pytest
 import yaml
@@ -339,7 +339,7 @@ def preflight(directory: Path, group: str) -> Dict[str, str]:
                 "locust_host": "http://server:8000",
                 "haproxy_model_servers": ["server:8000"],
                 "bundles": str(directory / "bundles"),
-                "host_address": "127.0.0.1",
+                "host_address": "192.0.2.1",
                 # What listens on the machine of the tests is not judged.
                 "firewall_state": "present" if group == "firewall" else "absent",
             },
@@ -355,16 +355,37 @@ def preflight(directory: Path, group: str) -> Dict[str, str]:
 
 def stopped(directory: Path, inventory: Dict[str, Any], plays: List[Dict[str, Any]]) -> Dict[str, str]:
     """Run plays; host → the sentence that stopped it."""
-    (directory / "hosts.json").write_text(json.dumps(inventory))
+    run = run_ansible(directory, inventory, plays)
+    (hosts,) = (group["hosts"] for group in inventory.values() if "hosts" in group)
+    judged = re.findall(r"^(?:fatal|ok): \[(\w+)\]", run.stdout, flags=re.MULTILINE)
+    assert set(judged) == set(hosts), run.stdout
+    results = re.finditer(r"^fatal: \[(\w+)\]: FAILED! => ", run.stdout, flags=re.MULTILINE)
+    return {found[1]: json.JSONDecoder().raw_decode(run.stdout[found.end() :])[0]["msg"] for found in results}
+
+
+def run_ansible(
+    directory: Path, inventory: Dict[str, Any], plays: List[Dict[str, Any]], *options: str
+) -> "subprocess.CompletedProcess[str]":
+    (directory / "inventory").mkdir()
+    (directory / "inventory" / "hosts.json").write_text(json.dumps(inventory))
     (directory / "play.yml").write_text(json.dumps(plays))
-    run = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", "hosts.json", "play.yml", "--forks", "8"],
+    return subprocess.run(
+        [
+            Path(sys.executable).with_name("ansible-playbook"),
+            "-i",
+            "inventory/hosts.json",
+            "play.yml",
+            "--forks",
+            "8",
+            *options,
+        ],
         cwd=directory,
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
             "ANSIBLE_HOME": str(directory),
             "ANSIBLE_ROLES_PATH": str(REPOSITORY / "roles"),
             "ANSIBLE_GATHERING": "explicit",
+            "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
             "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
             "ANSIBLE_NOCOLOR": "1",
         },
@@ -373,11 +394,6 @@ def stopped(directory: Path, inventory: Dict[str, Any], plays: List[Dict[str, An
         text=True,
         check=False,
     )
-    (hosts,) = (group["hosts"] for group in inventory.values() if "hosts" in group)
-    judged = re.findall(r"^(?:fatal|ok): \[(\w+)\]", run.stdout, flags=re.MULTILINE)
-    assert set(judged) == set(hosts), run.stdout
-    results = re.finditer(r"^fatal: \[(\w+)\]: FAILED! => ", run.stdout, flags=re.MULTILINE)
-    return {found[1]: json.JSONDecoder().raw_decode(run.stdout[found.end() :])[0]["msg"] for found in results}
 
 
 @pytest.mark.parametrize(("group", "host"), [(group, host) for group in WRONG for host in WRONG[group]])
@@ -397,6 +413,122 @@ def test_right_variables_pass(said: Dict[str, Dict[str, str]]) -> None:
     assert {group: set(stopped) for group, stopped in said.items()} == {
         group: set(hosts) for group, hosts in WRONG.items()
     }
+
+
+def test_an_address_that_others_cannot_use_is_explained(tmp_path: Path) -> None:
+    addresses = {
+        "loopback": {"ansible_host": "127.0.0.1"},
+        "itself": {"ansible_host": "localhost"},
+        "sixth": {"ansible_host": "::1"},
+        "url": {"host_address": "[2001:db8::1]"},
+        "port": {"host_address": "server:8000"},
+    }
+    said = {}
+    for name, variables in addresses.items():
+        (tmp_path / name).mkdir()
+        inventory = {
+            "all": {"vars": LOCAL},
+            "model_servers": {"hosts": {name: variables}},
+            "load_generators": {"children": {"elsewhere": {"hosts": {"load": {}}}}},
+        }
+        said[name] = find_each_other(tmp_path / name, inventory)
+
+    for name in ("loopback", "itself", "sixth"):
+        address = addresses[name]["ansible_host"]
+        assert (
+            f"host_address of {name} is '{address}', where load would find nobody but itself; set it to" in said[name]
+        )
+    for name in ("url", "port"):
+        assert f"is '{addresses[name]['host_address']}'; set it to a name or an address, without brackets" in said[name]
+
+
+def test_a_name_that_another_host_does_not_know_is_explained(tmp_path: Path) -> None:
+    hosts = {"renamed.invalid": {}}
+    inventory = {
+        "all": {"vars": LOCAL},
+        "model_servers": {"hosts": hosts},
+        "load_generators": {"hosts": {"load": {}}},
+    }
+
+    said = find_each_other(tmp_path, inventory)
+
+    assert "load finds no address of renamed.invalid, by which it would reach another host; set host_address of" in said
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
+def test_addresses_that_others_can_use_pass(tmp_path: Path, address: str) -> None:
+    inventory = {
+        "all": {"vars": LOCAL},
+        "model_servers": {"hosts": {"server": {"host_address": address}}},
+        "load_generators": {"hosts": {"load": {"ansible_host": "127.0.0.1"}}},
+    }
+
+    assert "failed=0" in find_each_other(tmp_path, inventory)
+
+
+def test_a_newer_ansible_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    inventory = {"all": {"vars": LOCAL}, "model_servers": {"hosts": {"server": {}}}}
+
+    said = find_each_other(tmp_path, inventory, "2.20.1")
+
+    assert "ansible-core on this controller is 2.20.1, and 2.18 and 2.19 are supported; install one of them" in said
+
+
+def test_an_inventory_needs_nothing_but_its_hosts_and_beats_what_is_wired(tmp_path: Path) -> None:
+    """As hosts.yml alone, and with group_vars and host_vars of its own."""
+    hosts = {"server": {"ansible_host": "2001:db8::1"}, "load": {"ansible_host": "192.0.2.2"}}
+    groups = {"model_servers": "server", "monitoring": "server", "load_balancers": "server", "load_generators": "load"}
+    inventory = {
+        "all": {"hosts": hosts, "vars": {"model_server_port": 8001}},
+        **{group: {"hosts": {host: {}}} for group, host in groups.items()},
+    }
+    (tmp_path / "hosts.json").write_text(json.dumps(inventory))
+    own_group = "locust_host | default(''), grafana_home_dashboard | default('')"
+    asked = f"{{{{ [__model_server_at, {own_group}, node_exporter_state] }}}}"
+
+    alone = values(tmp_path, asked)
+    (tmp_path / "group_vars").mkdir()
+    (tmp_path / "host_vars").mkdir()
+    (tmp_path / "group_vars" / "all.yml").write_text("haproxy_state: present\nnode_exporter_state: absent\n")
+    (tmp_path / "group_vars" / "monitoring.yml").write_text("grafana_home_dashboard: ''\n")
+    (tmp_path / "host_vars" / "server.yml").write_text("model_server_listen_address: 0.0.0.0\n")
+    own = values(tmp_path, asked)
+
+    assert alone == {
+        "server": ["[2001:db8::1]:8001", "", "model-monitoring.json", "present"],
+        "load": ["192.0.2.2:8001", "http://[2001:db8::1]:8001", "", "present"],
+    }
+    assert own == {
+        "server": ["[2001:db8::1]:8001", "", "", "absent"],
+        "load": ["192.0.2.2:8001", "https://[2001:db8::1]", "", "absent"],
+    }
+
+
+def values(inventory: Path, template: str) -> Dict[str, Any]:
+    """Return what a template says on each host, beside the playbooks."""
+    run = subprocess.run(
+        [
+            *(Path(sys.executable).with_name("ansible"), "-i", inventory, "--playbook-dir", REPOSITORY / "playbooks"),
+            *("all", "--connection", "local", "-o", "-m", "debug", "-a", f"msg={template}"),
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "ANSIBLE_HOME": str(inventory / "home"), "ANSIBLE_NOCOLOR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    said = re.findall(r"^(\w+) \| SUCCESS => (.*)$", run.stdout, flags=re.MULTILINE)
+    assert said, run.stdout
+    return {host: json.loads(result)["msg"] for host, result in said}
+
+
+def find_each_other(directory: Path, inventory: Dict[str, Any], version: Optional[str] = None) -> str:
+    """Run the first play of preflight, in which hosts find each other, with the wiring of the playbooks."""
+    play = yaml.safe_load((REPOSITORY / "playbooks" / "preflight.yml").read_text())[0]
+    (directory / "group_vars").symlink_to(REPOSITORY / "playbooks" / "group_vars")
+    extra = {"__ansible": version} if version else {}
+    return run_ansible(directory, inventory, [play], "--extra-vars", json.dumps(extra)).stdout
 
 
 def test_rollback_takes_names_alone(tmp_path: Path) -> None:

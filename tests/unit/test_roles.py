@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 # `host` is what the others import, and deploys nothing.
-ROLES = sorted(path for path in (Path(__file__).parents[2] / "roles").iterdir() if path.is_dir() and path.name != "host")
+ROLES = sorted(
+    path for path in (Path(__file__).parents[2] / "roles").iterdir() if path.is_dir() and path.name != "host"
+)
 FILES = [
     "README.md",
     "defaults/main.yml",

@@ -52,7 +52,12 @@ def verify(directory: Path, targets: Dict[str, str]) -> str:
     run = subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), "-i", "hosts.json", "play.yml"],
         cwd=directory,
-        env={**os.environ, "ANSIBLE_HOME": str(directory), "ANSIBLE_NOCOLOR": "1", "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"},
+        env={
+            **os.environ,
+            "ANSIBLE_HOME": str(directory),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
