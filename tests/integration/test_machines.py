@@ -9,7 +9,6 @@ import pytest
 from tests.integration.machines import Machine, ModelServer
 
 UNITS = [
-    "model-server.socket",
     "model-server.service",
     "prometheus.service",
     "prometheus-alertmanager.service",
@@ -24,6 +23,15 @@ def test_unit_is_enabled_and_active(server: Machine, unit: str) -> None:
     state = [server.shell().run("systemctl %s %s", verb, unit).stdout.strip() for verb in ("is-enabled", "is-active")]
 
     assert state == ["enabled", "active"], server.journal(unit)
+
+
+def test_socket_is_started_by_the_service_alone(server: Machine) -> None:
+    state = [
+        server.shell().run("systemctl %s model-server.socket", verb).stdout.strip()
+        for verb in ("is-enabled", "is-active")
+    ]
+
+    assert state == ["static", "active"], server.journal("model-server.socket")
 
 
 @pytest.mark.parametrize("name", ["server", "load"])

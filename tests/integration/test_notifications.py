@@ -113,8 +113,7 @@ def darkened_load(load: Machine, images: Path) -> Iterator[None]:
 
 @contextmanager
 def stopped(model_server: ModelServer) -> Iterator[None]:
-    # The socket would start the service again at the next scrape.
-    model_server.machine.run("systemctl stop model-server.socket model-server.service")
+    model_server.machine.run("systemctl stop model-server")
     try:
         yield
     finally:

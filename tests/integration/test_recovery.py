@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -28,7 +29,6 @@ UNITS = (
 )
 METRICS = "/run/model-server/metrics"
 WEIGHTS = "/var/lib/model-server/current/weights.safetensors"
-STOP = "systemctl stop model-server.socket model-server.service"  # the socket alone would start it at the next scrape
 GOING = 0.2  # seconds that the kernel may take to close what a killed process had open
 TIMEOUT = 10  # seconds, in molecule/shared/host_vars
 # Just below the server's limit; takes 200 MB when it is decoded.
@@ -242,10 +242,17 @@ def test_restart_is_ready_when_it_returns(began_by: str, model_server: ModelServ
     assert fallen([before, model_server.counters()]) == {}
 
 
-def test_stop_and_start_count_from_zero(model_server: ModelServer) -> None:
+def test_stop_holds_until_a_start_which_counts_from_zero(model_server: ModelServer) -> None:
     machine = model_server.machine
-    machine.run(STOP)
-    assert machine.status("systemctl is-active model-server") != 0
+    machine.run("systemctl stop model-server")
+    for _ in range(10):
+        with pytest.raises(httpx.ConnectError):
+            model_server.ready()
+        time.sleep(0.3)  # Prometheus asks every second, and must not start it again
+    assert machine.shell().run("systemctl is-active model-server.service model-server.socket").stdout.split() == [
+        "inactive",
+        "inactive",
+    ]
     assert machine.run("systemctl show --property Result --value model-server") == "success"
 
     machine.run("systemctl start model-server")
@@ -253,6 +260,18 @@ def test_stop_and_start_count_from_zero(model_server: ModelServer) -> None:
     assert model_server.ready(), machine.journal("model-server")
     assert machine.run("systemctl is-active model-server.socket") == "active"
     assert answered(model_server.counters()) == 0
+
+
+def test_master_that_ends_by_itself_is_started_again(model_server: ModelServer) -> None:
+    master = model_server.master()
+
+    model_server.machine.run("kill -TERM %s", str(master))
+
+    wait_until(lambda: model_server.master() not in {0, master}, timeout=60, what="another master")
+    wait_until(
+        lambda: model_server.machine.status("systemctl is-active model-server") == 0, timeout=60, what="a new start"
+    )
+    assert model_server.ready()
 
 
 @contextmanager
@@ -276,13 +295,12 @@ def refusals(machine: Machine, since: str, checksums: tuple[str, str]) -> list[s
 def test_corrupted_weights_are_refused_at_a_start(model_server: ModelServer, tell: Tell) -> None:
     machine = model_server.machine
     since = machine.run("date +@%s")
-    machine.run(STOP)
+    machine.run("systemctl stop model-server")
     try:
         with corrupted(machine, WEIGHTS) as checksums:
             status = machine.status("systemctl start model-server")
-            machine.run(STOP)
+            machine.run("systemctl stop model-server")
     finally:
-        machine.run("systemctl reset-failed model-server.socket model-server.service")
         machine.run("systemctl start model-server")
 
     assert status != 0, "served weights that are not those of the bundle"

@@ -213,7 +213,7 @@ def roll_over(host: Host, deployment: Deployment, files: Mapping[Path, Optional[
     new_units = units_in(former.files[host.deployment]) != units_in(files[host.deployment]) or any(
         former.files[unit] != files[unit] for unit in (host.service, host.socket)
     )
-    move_socket = former.files[host.socket] not in (None, files[host.socket])
+    move_socket = listening(former.files[host.socket]) not in ([], listening(files[host.socket]))
     # Ask before daemon-reload: the running service must support the handover, not the new unit.
     served, can_reload = host.is_active(), host.can_reload() and not move_socket
     process = host.shown("MainPID")
@@ -306,6 +306,12 @@ def units_in(content: Optional[bytes]) -> List[str]:
     return re.findall(r"(?m)^units: .*$", (content or b"").decode())
 
 
+def listening(unit: Optional[bytes]) -> List[str]:
+    """Return the settings in the section [Socket] of a unit: all that an open socket keeps."""
+    section = (unit or b"").decode().partition("\n[Socket]\n")[2].partition("\n[")[0]
+    return [line for line in section.splitlines() if line and not line.startswith("#")]
+
+
 def naming(deployment: Deployment, content: bytes) -> bytes:
     """Return the content of a file `deployment`, changed to name this one."""
     text = content.decode()
@@ -318,7 +324,7 @@ def check_units(host: Host) -> None:
     """Raise DeploymentError for units that systemd rejects; both at once, since each refers to the other."""
     answer = run("systemd-analyze", "verify", str(host.socket), str(host.service))
     if answer.returncode:
-        raise DeploymentError(answer.stderr.strip())
+        raise DeploymentError(f"systemd rejects the units of {host.next}:\n{answer.stderr.strip()}")
 
 
 def end_of_journal() -> str:

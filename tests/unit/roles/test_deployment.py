@@ -14,6 +14,7 @@ import pytest
 
 PROGRAM = Path(__file__).parents[3] / "roles" / "model_server" / "files" / "deployment.py"
 FAILURE = "model server: weights.pt has another checksum."
+SOCKET = "# Managed\n[Socket]\nListenStream=0.0.0.0:8000\n\n[Install]\nWantedBy=sockets.target\n"
 # Reloads and restarts as the real one, and copies what should run to what runs; a bundle named `bad` does not load.
 SYSTEMCTL = """\
 #!/bin/sh
@@ -78,7 +79,7 @@ class Machine:
             check=False,
         )
 
-    def lay_out(self, release: str, bundle: str, settings: str = "1", unit: str = "u", socket: str = "s") -> None:
+    def lay_out(self, release: str, bundle: str, settings: str = "1", unit: str = "u", socket: str = SOCKET) -> None:
         """Do what the role does before it rolls over."""
         directory = self.root / "opt/model-server/releases" / release
         directory.mkdir(exist_ok=True)
@@ -87,7 +88,7 @@ class Machine:
             (directory / name).touch()
         (self.root / "var/lib/model-server/bundles" / bundle).mkdir(exist_ok=True)
         files = {
-            "deployment": f"release: {release}\nbundle: {bundle}\nsettings: {settings}\nunits: {unit}{socket}\n",
+            "deployment": f"release: {release}\nbundle: {bundle}\nsettings: {settings}\nunits: {unit}{len(socket)}\n",
             "model-server.env": f"settings {settings}",
             "model-server.service": unit,
             "model-server.socket": socket,
@@ -157,7 +158,7 @@ def test_new_unit_is_reloaded_first_and_then_restarted(machine: Machine) -> None
     machine.deploy("b", "m", unit="other")
 
     assert machine.told() == ["daemon-reload", "reload", "restart"]
-    assert "units: others" in (machine.root / "run/model-server-deployment").read_text()
+    assert f"units: other{len(SOCKET)}" in (machine.root / "run/model-server-deployment").read_text()
 
 
 def test_what_cannot_hand_over_is_restarted(machine: Machine) -> None:
@@ -174,9 +175,18 @@ def test_socket_that_moves_is_closed_first(machine: Machine) -> None:
     machine.deploy("a", "m")
     (machine.root / "log").unlink()
 
-    machine.deploy("a", "m", socket="other")
+    machine.deploy("a", "m", socket=SOCKET.replace("8000", "8001"))
 
     assert machine.told() == ["daemon-reload", "stop", "restart"]
+
+
+def test_socket_that_stays_where_it_is_refuses_nobody(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    (machine.root / "log").unlink()
+
+    machine.deploy("a", "m", socket=SOCKET.replace("# Managed", "[Unit]\nStopWhenUnneeded=true\n# Managed"))
+
+    assert machine.told() == ["daemon-reload", "reload", "restart"], "the socket was closed"
 
 
 @pytest.mark.parametrize("unit", ["u", "other"])
@@ -279,7 +289,7 @@ def test_release_without_the_console_script_is_not_a_choice(machine: Machine) ->
 
 def test_rollback_leaves_units_and_socket_alone(machine: Machine) -> None:
     machine.deploy("a", "m")
-    machine.deploy("b", "m", unit="other", socket="other")
+    machine.deploy("b", "m", unit="other", socket=SOCKET.replace("8000", "8001"))
     (machine.root / "log").unlink()
 
     machine.rollback()
@@ -404,6 +414,25 @@ def test_new_unit_of_a_killed_run_is_started_by_the_next(machine: Machine) -> No
     assert machine.run("apply").returncode == 0
 
     assert machine.told() == ["daemon-reload", "reload", "restart"]
+
+
+def test_units_that_systemd_rejects_are_not_started(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    before = machine.texts()
+    (machine.root / "bin/systemd-analyze").write_text(
+        "#!/bin/sh\necho 'model-server.service:7: Bad time' >&2; exit 1\n"
+    )
+    (machine.root / "log").unlink()
+
+    result = machine.deploy("b", "m", unit="other")
+
+    assert result.stderr == (
+        "The deployment of release b with bundle m failed:\n"
+        f"systemd rejects the units of {machine.root}/etc/model-server/next:\nmodel-server.service:7: Bad time\n"
+        "What served before keeps serving: release a with bundle m.\n"
+    )
+    assert set(machine.told()) == {"daemon-reload"}, "the service was touched"
+    assert machine.texts() == before
 
 
 def test_is_made_only_of_what_python_3_8_knows() -> None:
