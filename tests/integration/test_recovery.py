@@ -201,14 +201,14 @@ def test_full_disk_of_the_metrics_is_logged_once(model_server: ModelServer, tell
 @contextmanager
 def small_disk(machine: Machine) -> Iterator[None]:
     """Run the service with a disk for its metrics that has room for little more than they take."""
-    machine.run(STOP)
+    machine.run("systemctl stop model-server")
     machine.run(f"install --directory --owner model-server --group model-server {METRICS}")
     machine.run(f"mount -t tmpfs -o size=1m,mode=0755,uid=$(id -u model-server),gid=$(id -g model-server) m {METRICS}")
     try:
         machine.run("systemctl start model-server")
         yield
     finally:
-        machine.run(STOP)
+        machine.run("systemctl stop model-server")
         machine.run("umount %s", METRICS)
         machine.run("systemctl start model-server")
 
