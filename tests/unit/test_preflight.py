@@ -75,6 +75,12 @@ WRONG: Dict[str, Dict[str, Any]] = {
             "finds no model.yaml that gives a name and a version;",
         ),
         "name_with_a_path": ({"model_server_bundle": "{{ bundles }}/path"}, "that gives a name and a version;"),
+        "broken_manifest": ({"model_server_bundle": "{{ bundles }}/broken"}, "that gives a name and a version;"),
+        "list_as_manifest": ({"model_server_bundle": "{{ bundles }}/list"}, "that gives a name and a version;"),
+        "number_as_version": (
+            {"model_server_bundle": "{{ bundles }}/number"},
+            "whose model.yaml has 1.1 as name or version, not as text; put it in quotes.",
+        ),
         "bundle_and_weights": (
             {
                 "model_server_bundle": "{{ bundles }}/right",
@@ -318,8 +324,15 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Dict[str, str]]:
 
 
 def write_bundles(directory: Path) -> None:
-    """Write `right`, which has a name and a version, the same as an archive, and `path`, whose name leads elsewhere."""
-    for name, manifest in (("right", "name: right # so\nversion: '1.0'\n"), ("path", "name: ../path\nversion: '1'\n")):
+    """Write `right`, which has a name and a version, the same as an archive, and wrong ones."""
+    manifests = {
+        "right": "version: '1.0'\nname: >\n  right\n",
+        "path": "name: ../path\nversion: '1'\n",
+        "broken": "name: broken\nversion: '1\n",
+        "list": "- name: list\n- version: '1'\n",
+        "number": "name: number\nversion: 1.10\n",
+    }
+    for name, manifest in manifests.items():
         (directory / name).mkdir(parents=True)
         (directory / name / "model.yaml").write_text(manifest)
     with tarfile.open(directory / "right.tar.gz", "w:gz") as archive:

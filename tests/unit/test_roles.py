@@ -20,6 +20,7 @@ FILES = [
     "tasks/main.yml",
     "tasks/preflight.yml",
 ]
+BLOCK = ("block", "rescue", "always")
 
 each_role = pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
 
@@ -105,8 +106,33 @@ def flat(tasks: Any) -> Any:
     """Return tasks with those of their blocks in a row."""
     for task in tasks:
         yield task
-        for part in ("block", "rescue", "always"):
+        for part in BLOCK:
             yield from flat(task.get(part, []))
+
+
+def conditional(role: Path, tasks: Any, condition: str = "") -> Any:
+    """Return (task, its conditions and those of all that it is in), with the tasks of imported files."""
+    for task in tasks:
+        conditions = f"{condition} {task.get('when', '')}".strip()
+        yield task, conditions
+        imported = task.get("ansible.builtin.import_tasks")
+        parts = [load(role / "tasks" / imported)] if imported else [task.get(part, []) for part in BLOCK]
+        for part in parts:
+            yield from conditional(role, part, conditions)
+
+
+@each_role
+def test_what_runs_once_does_not_depend_on_the_first_host(role: Path) -> None:
+    variables = load(role / "vars/main.yml") if (role / "vars/main.yml").is_file() else {}
+    of_all = ["ansible_play_hosts", *(name for name, value in variables.items() if "ansible_play_hosts" in str(value))]
+
+    wrong = [
+        task["name"]
+        for task, conditions in conditional(role, load(role / "tasks/main.yml"))
+        if task.get("run_once") and conditions and not any(name in conditions for name in of_all)
+    ]
+
+    assert wrong == [], "the first host's condition decides for all"
 
 
 @pytest.mark.parametrize("python", ["3.8", "3.10", "3.11", "3.12", "3.13", "3.14"])

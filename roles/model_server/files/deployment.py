@@ -322,7 +322,7 @@ def naming(deployment: Deployment, content: bytes) -> bytes:
 
 def check_units(host: Host) -> None:
     """Raise DeploymentError for units that systemd rejects; both at once, since each refers to the other."""
-    answer = run("systemd-analyze", "verify", str(host.socket), str(host.service))
+    answer = run("env", "SYSTEMD_LOG_COLOR=0", "systemd-analyze", "verify", str(host.socket), str(host.service))
     if answer.returncode:
         raise DeploymentError(f"systemd rejects the units of {host.next}:\n{answer.stderr.strip()}")
 
