@@ -75,12 +75,22 @@ def alerts(directory: Path, host: str) -> dict[str, Any]:
 
 
 @each_file
-def test_file_is_the_one_in_the_role_with_a_header(deployed: Path, path: Path) -> None:
+def test_file_says_what_the_one_in_the_role_says_under_a_header(deployed: Path, path: Path) -> None:
     text = (deployed / f"plain_{path.name}").read_text(encoding="utf-8")
+    given, found = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text)
+    for group in (*given["groups"], *found["groups"]):
+        for rule in group["rules"]:
+            rule["expr"] = rule["expr"].strip()
 
     assert text.startswith("#")
-    assert text.endswith(path.read_text(encoding="utf-8"))
-    assert "{{ $value" in text
+    assert found == given
+
+
+@each_file
+def test_expressions_are_written_in_lines_of_their_own(deployed: Path, path: Path) -> None:
+    text = (deployed / f"plain_{path.name}").read_text(encoding="utf-8")
+
+    assert all(line.endswith("expr: |") for line in text.splitlines() if "expr:" in line)
 
 
 def test_each_alert_takes_its_own_duration(deployed: Path) -> None:
