@@ -143,6 +143,10 @@ WRONG: Dict[str, Dict[str, Any]] = {
         "negative_port": ({"node_exporter_port": -1}, "node_exporter_port is '-1'; set it to a port from 1 to 65535."),
         "two_flags_in_one": ({"node_exporter_extra_args": ["--a --b"]}, "without spaces or quotes."),
         "name_as_address": ({"node_exporter_listen_address": "eth0"}, "set it to an IPv4 address, or"),
+        "foreign_exporter": (
+            {"node_exporter_port": 9191},
+            "Port 9191 is taken by docker-proxy (process 77); stop it or set node_exporter_port to another port.",
+        ),
     },
     "alertmanager": {
         "no_port": ({"alertmanager_port": 0}, "alertmanager_port is '0'; set it to a port from 1 to 65535."),
@@ -161,6 +165,10 @@ WRONG: Dict[str, Dict[str, Any]] = {
         "mail_without_sender": ({**MAIL, "alertmanager_smtp_from": ""}, "set alertmanager_smtp_from to an address"),
         "mail_without_password": ({**MAIL, "alertmanager_smtp_username": "duty"}, "set both or neither."),
         "two_units": ({"alertmanager_group_wait": "1m30s"}, "set it to one number and one unit, such as 10s."),
+        "foreign_alertmanager": (
+            {"alertmanager_port": 9191},
+            "Port 9191 is taken by docker-proxy (process 77); stop it or set alertmanager_port to another port.",
+        ),
     },
     "prometheus": {
         "no_port": ({"prometheus_port": 0}, "prometheus_port is '0'; set it to a port from 1 to 65535."),
@@ -194,6 +202,33 @@ WRONG: Dict[str, Dict[str, Any]] = {
             "prometheus_alertmanagers lists http://b:9093; write each as host:port",
         ),
         "one_alertmanager": ({"prometheus_alertmanagers": "a:9093"}, "prometheus_alertmanagers is not a list; set it"),
+        "computed_target": (
+            {"prometheus_inventory_targets": {"node": ["a:9100", "fd00::1:9100"]}},
+            "The inventory gives fd00::1:9100 as an address to scrape or to send alerts to; correct host_address or",
+        ),
+        "computed_alertmanager": ({"prometheus_inventory_alertmanagers": ["a:0"]}, "The inventory gives a:0 as an"),
+        "number_as_size": ({"prometheus_retention_size": 50}, "prometheus_retention_size is '50'; set it to one number"),
+        "fraction_of_size": ({"prometheus_retention_size": "1.5GB"}, "set it to one number and KB, MB, GB, TB or PB"),
+        "list_of_labels": ({"prometheus_external_labels": ["north"]}, "prometheus_external_labels is not a mapping"),
+        "label_with_dash": ({"prometheus_external_labels": {"my-site": "a"}}, "with names of letters, digits and _"),
+        "address_to_write_to": ({"prometheus_remote_write": ["https://a"]}, "prometheus_remote_write is not a list of"),
+        "write_to_no_url": ({"prometheus_remote_write": [{"url": "a:9"}]}, "with a url each that begins with http://"),
+        "scrape_without_name": (
+            {"prometheus_extra_scrape_configs": [{"metrics_path": "/"}]},
+            "prometheus_extra_scrape_configs is not a list of mappings with a job_name each;",
+        ),
+        "scrape_of_known_job": (
+            {"prometheus_extra_scrape_configs": [{"job_name": "db"}], "prometheus_targets": {"db": ["a:1"]}},
+            "has a job that is there already; give each job_name once, and none of prometheus, db",
+        ),
+        "scrape_twice": (
+            {"prometheus_extra_scrape_configs": [{"job_name": "x"}, {"job_name": "x"}]},
+            "has a job that is there already;",
+        ),
+        "foreign_prometheus": (
+            {"prometheus_port": 9191, "prometheus_take_over": True},
+            "Port 9191 is taken by docker-proxy (process 77); stop it or set prometheus_port to another port.",
+        ),
     },
     "grafana": {
         "package_without_checksum": ({"grafana_deb": "https://example.org/grafana.deb"}, "set grafana_deb_sha256 to"),
@@ -293,6 +328,12 @@ RIGHT: Dict[str, Dict[str, Any]] = {
             "prometheus_alertmanagers": ["a:9093", "[::1]:9093"],
             "prometheus_external_url": "https://models.example.org/prometheus/",
         },
+        "more": {
+            "prometheus_retention_size": "50GB",
+            "prometheus_external_labels": {"site": "north", "rack": 7},
+            "prometheus_remote_write": [{"url": "https://example.org/write", "basic_auth": {"username": "a"}}],
+            "prometheus_extra_scrape_configs": [{"job_name": "blackbox", "metrics_path": "/probe"}],
+        },
     },
     "grafana": {
         "as_it_is": {},
@@ -339,8 +380,17 @@ def write_bundles(directory: Path) -> None:
         archive.add(directory / "right" / "model.yaml", "model.yaml")
 
 
+# What listens on the host: a process of a container on port 9191, nothing else.
+SS = """\
+#!/bin/sh
+case "$*" in *"sport = :9191") echo 'LISTEN 0 4096 *:9191 *:* users:(("docker-proxy",pid=77,fd=4))' ;; esac
+"""
+
+
 def preflight(directory: Path, group: str) -> Dict[str, str]:
     write_bundles(directory / "bundles")
+    (directory / "ss").write_text(SS)
+    (directory / "ss").chmod(0o755)
     hosts = {**{name: variables for name, (variables, _) in WRONG[group].items()}, **RIGHT[group]}
     inventory = {
         "all": {"vars": LOCAL},
@@ -353,8 +403,9 @@ def preflight(directory: Path, group: str) -> Dict[str, str]:
                 "haproxy_model_servers": ["server:8000"],
                 "bundles": str(directory / "bundles"),
                 "host_address": "192.0.2.1",
-                # What listens on the machine of the tests is not judged.
+                # What listens on the machine of the tests is not judged, and neither are its files.
                 "firewall_state": "present" if group == "firewall" else "absent",
+                **{f"{role}_take_over": True for role in ("node_exporter", "alertmanager", "prometheus")},
             },
         },
     }
@@ -395,6 +446,7 @@ def run_ansible(
         cwd=directory,
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
+            "PATH": f"{directory}:{os.environ['PATH']}",
             "ANSIBLE_HOME": str(directory),
             "ANSIBLE_ROLES_PATH": str(REPOSITORY / "roles"),
             "ANSIBLE_GATHERING": "explicit",
