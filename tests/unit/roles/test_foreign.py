@@ -1,0 +1,174 @@
+"""What a host has that the roles of Prometheus, Alertmanager and node exporter did not set up, on a host that the test plays."""
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Dict, List
+
+import pytest
+import yaml
+
+ROLES = Path(__file__).parents[3] / "roles"
+PROGRAM = ROLES / "prometheus" / "files" / "foreign.py"
+CONFIGURATION = "/etc/prometheus/prometheus.yml"
+SERVICE: Dict[str, Any] = {
+    "role": "prometheus",
+    "name": "a Prometheus",
+    "take_over": False,
+    "package": "prometheus",
+    "unit": "prometheus.service",
+    "address": "127.0.0.1",
+    "port": 9090,
+    "programs": ["prometheus"],
+    "files": {CONFIGURATION: "# ours", "/etc/default/prometheus": "# ours"},
+}
+OWN = 'LISTEN 0 4096 127.0.0.1:9090 0.0.0.0:* users:(("prometheus",pid=7,fd=7))'
+FOREIGN = 'LISTEN 0 4096 *:9090 *:* users:(("prometheus",pid=8,fd=7))'
+CONTAINER = 'LISTEN 0 4096 0.0.0.0:9090 0.0.0.0:* users:(("docker-proxy",pid=9,fd=4))'
+IN_A_POD = 'LISTEN 0 4096 *:9090 *:* users:(("prometheus",pid=10,fd=7))'
+NAMELESS = "LISTEN 0 4096 *:9090 *:*"
+ELSEWHERE = 'LISTEN 0 4096 192.0.2.1:9090 0.0.0.0:* users:(("prometheus",pid=8,fd=7))'
+UNITS = {"prometheus.service": "7", "prom.service": "8", "docker.service": "1"}
+GROUPS = {
+    "8": "12:pids:/system.slice/other.service\n1:name=systemd:/system.slice/prom.service\n0::/system.slice/prom.service\n",
+    "9": "0::/system.slice/docker.service\n",
+    "10": "0::/system.slice/docker.service\n",
+}
+
+
+@pytest.fixture(name="foreign")
+def _foreign() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("foreign", PROGRAM)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Host:
+    """The commands and files of a host."""
+
+    def __init__(self, program: ModuleType, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.program, self.root = program, root
+        self.sockets, self.conffiles, self.units = "", "", dict(UNITS)
+        monkeypatch.setattr(program, "run", self.run)
+        for pid, groups in GROUPS.items():
+            self.write(f"/proc/{pid}/cgroup", groups)
+
+    def run(self, *command: str) -> str:
+        return {
+            "ss": self.sockets,
+            "dpkg-query": self.conffiles,
+            "systemctl": self.units.get(command[-1], "0"),
+        }[command[0]]
+
+    def write(self, path: str, text: str) -> None:
+        file = self.root / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def report(self, **changed: Any) -> Any:
+        return self.program.report({**SERVICE, **changed}, self.root)
+
+
+@pytest.fixture(name="host")
+def _host(foreign: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    return Host(foreign, tmp_path, monkeypatch)
+
+
+NOTHING: Dict[str, Any] = {"files": [], "unit_file": "", "stop": "", "problems": []}
+
+
+def test_bare_host_has_nothing(host: Host) -> None:
+    host.units = {}
+
+    assert host.report() == NOTHING
+
+
+def test_what_the_role_has_set_up_is_not_foreign(host: Host) -> None:
+    host.sockets = OWN
+    host.write(CONFIGURATION, "# ours\nglobal:\n")
+
+    assert host.report() == NOTHING
+
+
+def test_what_the_package_left_is_taken_over_silently(host: Host) -> None:
+    host.sockets = OWN.replace("127.0.0.1", "*", 1)
+    host.write(CONFIGURATION, "stock")
+    host.conffiles = f" /etc/init.d/prometheus 0\n {CONFIGURATION} {hashlib.md5(b'stock').hexdigest()}\n"
+
+    assert host.report() == NOTHING
+
+
+@pytest.mark.parametrize("conffiles", ["", f" {CONFIGURATION} {'0' * 32}\n"], ids=["no package", "changed"])
+def test_file_of_others_is_said_and_gets_a_backup_when_it_is_taken_over(host: Host, conffiles: str) -> None:
+    host.write(CONFIGURATION, "global:\n")
+    host.conffiles = conffiles
+
+    assert host.report()["problems"] == [
+        "This host has a Prometheus already, which this role did not set up: /etc/prometheus/prometheus.yml; "
+        "set prometheus_take_over to true to replace it and keep backups of its files."
+    ]
+    assert host.report(take_over=True) == {**NOTHING, "files": [CONFIGURATION]}
+
+
+def test_service_of_others_on_the_port_is_said_with_its_unit(host: Host) -> None:
+    host.sockets = FOREIGN
+
+    assert host.report()["problems"] == [
+        "This host has a Prometheus already, which this role did not set up: prometheus (process 8) of prom.service "
+        "on port 9090; set prometheus_take_over to true to replace it and keep backups of its files, "
+        "or prometheus_port to another port."
+    ]
+    assert host.report(take_over=True) == {**NOTHING, "stop": "prom.service"}
+
+
+def test_unit_file_in_place_of_the_packages_is_said(host: Host) -> None:
+    host.write("/etc/systemd/system/prometheus.service", "[Service]\n")
+    host.sockets = OWN
+
+    assert "set up: /etc/systemd/system/prometheus.service; set" in host.report()["problems"][0]
+    assert host.report(take_over=True)["unit_file"] == "/etc/systemd/system/prometheus.service"
+
+
+@pytest.mark.parametrize(
+    ("sockets", "process"),
+    [(CONTAINER, "docker-proxy (process 9)"), (IN_A_POD, "prometheus (process 10)"), (NAMELESS, "another process")],
+    ids=["port of a container", "process of a container", "nameless"],
+)
+def test_process_that_only_a_person_can_stop_is_said_even_when_taken_over(
+    host: Host, sockets: str, process: str
+) -> None:
+    host.sockets = sockets
+    host.units.pop("prometheus.service")
+
+    assert host.report(take_over=True) == {
+        **NOTHING,
+        "problems": [f"Port 9090 is taken by {process}; stop it or set prometheus_port to another port."],
+    }
+
+
+def test_socket_whose_process_cannot_be_seen_is_the_services_while_that_runs(host: Host) -> None:
+    host.sockets = NAMELESS
+
+    assert host.report() == NOTHING
+
+
+def test_another_address_is_no_conflict(host: Host) -> None:
+    host.sockets = ELSEWHERE
+
+    assert host.report() == NOTHING
+    assert host.report(address="0.0.0.0")["stop"] == "prom.service"
+
+
+@pytest.mark.parametrize("role", ["prometheus", "alertmanager", "node_exporter"])
+def test_each_file_of_a_role_has_the_line_by_which_it_is_known(role: str) -> None:
+    service = yaml.safe_load((ROLES / role / "vars" / "main.yml").read_text())[f"__{role}_service"]
+    lines: List[str] = [
+        line for path, line in service["files"].items() if line not in (ROLES / role / f"templates{path}.j2").read_text()
+    ]
+
+    assert service["files"]
+    assert lines == []
