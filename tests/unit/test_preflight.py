@@ -207,7 +207,10 @@ WRONG: Dict[str, Dict[str, Any]] = {
             "The inventory gives fd00::1:9100 as an address to scrape or to send alerts to; correct host_address or",
         ),
         "computed_alertmanager": ({"prometheus_inventory_alertmanagers": ["a:0"]}, "The inventory gives a:0 as an"),
-        "number_as_size": ({"prometheus_retention_size": 50}, "prometheus_retention_size is '50'; set it to one number"),
+        "number_as_size": (
+            {"prometheus_retention_size": 50},
+            "prometheus_retention_size is '50'; set it to one number",
+        ),
         "fraction_of_size": ({"prometheus_retention_size": "1.5GB"}, "set it to one number and KB, MB, GB, TB or PB"),
         "list_of_labels": ({"prometheus_external_labels": ["north"]}, "prometheus_external_labels is not a mapping"),
         "label_with_dash": ({"prometheus_external_labels": {"my-site": "a"}}, "with names of letters, digits and _"),

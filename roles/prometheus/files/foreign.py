@@ -103,9 +103,7 @@ def problems(service: Service, foreign: List[str], found: Optional[Listener]) ->
         )
     if found and not found.unit:
         process = f"{found.program} (process {found.pid})" if found.pid else "another process"
-        said.append(
-            f"Port {service['port']} is taken by {process}; stop it or set {role}_port to another port."
-        )
+        said.append(f"Port {service['port']} is taken by {process}; stop it or set {role}_port to another port.")
     return said
 
 

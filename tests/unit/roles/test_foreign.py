@@ -167,7 +167,9 @@ def test_another_address_is_no_conflict(host: Host) -> None:
 def test_each_file_of_a_role_has_the_line_by_which_it_is_known(role: str) -> None:
     service = yaml.safe_load((ROLES / role / "vars" / "main.yml").read_text())[f"__{role}_service"]
     lines: List[str] = [
-        line for path, line in service["files"].items() if line not in (ROLES / role / f"templates{path}.j2").read_text()
+        line
+        for path, line in service["files"].items()
+        if line not in (ROLES / role / f"templates{path}.j2").read_text()
     ]
 
     assert service["files"]

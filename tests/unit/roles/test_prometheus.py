@@ -52,27 +52,35 @@ def written(directory: Path, variables: Dict[str, Any]) -> Dict[str, str]:
         {"ansible.builtin.template": template, "loop": "{{ templates | dict2items }}"},
         {"ansible.builtin.copy": {"content": "{{ __prometheus_jobs | to_json }}", "dest": str(directory / "jobs")}},
     ]
-    defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
-    inventory = json.loads(json.dumps(INVENTORY))
     # The defaults of the role have the lowest precedence, the user's variables that of a host.
-    inventory["all"]["vars"].update(defaults)
+    defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
+    run = playbook(directory, play, variables, defaults)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return {name: (directory / name).read_text() for name in (*TEMPLATES, "jobs")}
+
+
+def playbook(
+    directory: Path, play: Dict[str, Any], variables: Dict[str, Any], of_all: Dict[str, Any]
+) -> "subprocess.CompletedProcess[str]":
+    """Run a play with the inventory's group_vars; the host of the monitoring has variables of its own."""
+    inventory = json.loads(json.dumps(INVENTORY))
+    inventory["all"]["vars"].update(of_all)
     inventory["all"]["hosts"]["server"].update(variables)
     (directory / "hosts.json").write_text(json.dumps(inventory))
     (directory / "group_vars").symlink_to(ROOT / "inventory" / "group_vars")
     (directory / "play.yml").write_text(json.dumps([play]))
-    run = subprocess.run(
+    return subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), "-i", "hosts.json", "play.yml"],
         cwd=directory,
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
             "ANSIBLE_HOME": str(directory),
+            "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
         },
         capture_output=True,
         text=True,
         check=False,
     )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return {name: (directory / name).read_text() for name in (*TEMPLATES, "jobs")}
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +144,14 @@ def test_promtool_accepts_the_configuration(files: str, tmp_path: Path, request:
     (tmp_path / "prometheus.yml").write_text(request.getfixturevalue(files)["prometheus.yml"])
 
     subprocess.run(["promtool", "check", "config", tmp_path / "prometheus.yml"], check=True, capture_output=True)
+
+
+def test_preflight_judges_what_the_inventory_computes(tmp_path: Path) -> None:
+    facts = {"distribution": "Ubuntu", "distribution_version": "20.04", "cacheable": True}
+    preflight = {"name": "prometheus", "tasks_from": "preflight"}
+    tasks = [{"ansible.builtin.set_fact": facts}, {"ansible.builtin.import_role": preflight}]
+    play = {"hosts": "monitoring", "gather_facts": False, "tasks": tasks}
+
+    run = playbook(tmp_path, play, {"host_address": "fd00::7"}, {"prometheus_take_over": True})
+
+    assert "The inventory gives fd00::7:8000" in run.stdout
