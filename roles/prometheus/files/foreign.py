@@ -2,8 +2,8 @@
 """Finds what a service of this host has that its role did not set up; prints it as JSON.
 
 The roles of Prometheus, Alertmanager and node exporter run it with `python3 - SERVICE`. SERVICE is JSON: `role` and
-`name`, as users are told; `take_over`, whether the user wants it replaced; `package` and `unit`; the `address` and `port`
-that it is to listen on; `programs`, the names of its process; and `files`, each with a line that only the role writes.
+`name`, as users are told; `take_over`, whether the user wants it replaced; `package` and `unit`; the `address` and
+`port` that it is to listen on; `programs`, the names of its process; `files`, each with a line that only the role has.
 What the package left as it was is not foreign: nobody loses anything with it.
 """
 
@@ -96,10 +96,10 @@ def problems(service: Service, foreign: List[str], found: Optional[Listener]) ->
     """Return what the user must decide, a sentence each."""
     role, said = service["role"], []
     if foreign and not service["take_over"]:
-        otherwise = f" or {role}_port to another port" if found and len(foreign) == 1 else ""
+        otherwise = f", or {role}_port to another port" if found and len(foreign) == 1 else ""
         said.append(
             f"This host has {service['name']} already, which this role did not set up: {', '.join(foreign)}; "
-            f"set {role}_take_over to true to replace it and keep backups of its files{',' if otherwise else ''}{otherwise}."
+            f"set {role}_take_over to true to replace it and keep backups of its files{otherwise}."
         )
     if found and not found.unit:
         process = f"{found.program} (process {found.pid})" if found.pid else "another process"

@@ -1,6 +1,5 @@
-"""What a host has that the roles of Prometheus, Alertmanager and node exporter did not set up, on a host that the test plays."""
+"""What a host has that the roles of the monitoring did not set up, on a host that the test plays."""
 
-import hashlib
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,7 @@ import yaml
 ROLES = Path(__file__).parents[3] / "roles"
 PROGRAM = ROLES / "prometheus" / "files" / "foreign.py"
 CONFIGURATION = "/etc/prometheus/prometheus.yml"
+STOCK_DIGEST = "72e6225074d4688085433eea256544e8"  # MD5 of "stock\n", as dpkg keeps it
 SERVICE: Dict[str, Any] = {
     "role": "prometheus",
     "name": "a Prometheus",
@@ -31,7 +31,7 @@ NAMELESS = "LISTEN 0 4096 *:9090 *:*"
 ELSEWHERE = 'LISTEN 0 4096 192.0.2.1:9090 0.0.0.0:* users:(("prometheus",pid=8,fd=7))'
 UNITS = {"prometheus.service": "7", "prom.service": "8", "docker.service": "1"}
 GROUPS = {
-    "8": "12:pids:/system.slice/other.service\n1:name=systemd:/system.slice/prom.service\n0::/system.slice/prom.service\n",
+    "8": "12:pids:/system.slice/other.service\n1:name=systemd:/system.slice/prom.service\n",
     "9": "0::/system.slice/docker.service\n",
     "10": "0::/system.slice/docker.service\n",
 }
@@ -96,8 +96,8 @@ def test_what_the_role_has_set_up_is_not_foreign(host: Host) -> None:
 
 def test_what_the_package_left_is_taken_over_silently(host: Host) -> None:
     host.sockets = OWN.replace("127.0.0.1", "*", 1)
-    host.write(CONFIGURATION, "stock")
-    host.conffiles = f" /etc/init.d/prometheus 0\n {CONFIGURATION} {hashlib.md5(b'stock').hexdigest()}\n"
+    host.write(CONFIGURATION, "stock\n")
+    host.conffiles = f" /etc/init.d/prometheus 0\n {CONFIGURATION} {STOCK_DIGEST}\n"
 
     assert host.report() == NOTHING
 
@@ -160,7 +160,7 @@ def test_another_address_is_no_conflict(host: Host) -> None:
     host.sockets = ELSEWHERE
 
     assert host.report() == NOTHING
-    assert host.report(address="0.0.0.0")["stop"] == "prom.service"
+    assert host.report(address="[::]")["stop"] == "prom.service"
 
 
 @pytest.mark.parametrize("role", ["prometheus", "alertmanager", "node_exporter"])

@@ -1,4 +1,4 @@
-"""What the monitoring play gives Prometheus: the inventory's targets and the user's, and the user's further configuration."""
+"""What the monitoring play gives Prometheus: the inventory's targets and the user's, and further configuration."""
 
 import json
 import os
