@@ -96,7 +96,7 @@ def problems(service: Service, foreign: List[str], found: Optional[Listener]) ->
     """Return what the user must decide, a sentence each."""
     role, said = service["role"], []
     if foreign and not service["take_over"]:
-        otherwise = f", or {role}_port to another port" if found and len(foreign) == 1 else ""
+        otherwise = f", or {role}_port to another port" if found and found.unit and len(foreign) == 1 else ""
         said.append(
             f"This host has {service['name']} already, which this role did not set up: {', '.join(foreign)}; "
             f"set {role}_take_over to true to replace it and keep backups of its files{otherwise}."

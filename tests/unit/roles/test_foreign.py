@@ -150,6 +150,16 @@ def test_process_that_only_a_person_can_stop_is_said_even_when_taken_over(
     }
 
 
+def test_another_port_is_no_way_out_where_a_file_is_foreign(host: Host) -> None:
+    host.sockets = CONTAINER
+    host.write(CONFIGURATION, "global:\n")
+
+    files, port = host.report()["problems"]
+
+    assert files.endswith("set prometheus_take_over to true to replace it and keep backups of its files.")
+    assert port.startswith("Port 9090 is taken by docker-proxy (process 9);")
+
+
 def test_socket_whose_process_cannot_be_seen_is_the_services_while_that_runs(host: Host) -> None:
     host.sockets = NAMELESS
 
