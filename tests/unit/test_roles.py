@@ -102,6 +102,16 @@ def test_files_and_templates_have_an_explicit_mode(role: Path) -> None:
             assert module not in task or isinstance(task[module].get("mode"), str), task["name"]
 
 
+@each_role
+def test_packages_wait_for_another_package_manager_and_need_no_other_repository(role: Path) -> None:
+    files = [list(flat(load(path))) for path in sorted((role / "tasks").glob("*.yml"))]
+    packages = [task["ansible.builtin.apt"] for tasks in files for task in tasks if "ansible.builtin.apt" in task]
+
+    assert [package["lock_timeout"] for package in packages] == [600] * len(packages)
+    # One broken repository would fail them; playbooks/tasks/package_lists.yml names it and goes on.
+    assert [name for package in packages for name in package if name in ("update_cache", "cache_valid_time")] == []
+
+
 def flat(tasks: Any) -> Any:
     """Return tasks with those of their blocks in a row."""
     for task in tasks:
