@@ -133,7 +133,7 @@ def top() -> Iterable[Panel]:
     yield (
         note(
             "The objectives: **p50 up to 50 ms**, **p99 up to 300 ms**. Either above it for 5 minutes is a breach.",
-            "Every target is scraped once a second; rates are taken over 20 seconds or more.",
+            "Rates are taken over 20 seconds or more, and over four scrapes or more.",
         )
         .span(13)
         .height(3)
@@ -187,7 +187,7 @@ def operation() -> Iterable[Panel]:
     ).span(8)
     yield note(
         "**Total requests by endpoint**",
-        "What was asked since the model server's start. `/metrics` grows by one a second: the scrapes, which no other "
+        "What was asked since the model server's start. `/metrics` grows by one with each scrape, which no other "
         "panel counts.",
     ).span(4)
     yield series(

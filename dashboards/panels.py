@@ -21,7 +21,8 @@ Coloured = TypeVar("Coloured", bargauge.Panel, timeseries.Panel)
 PLAIN: Limits = ((None, "blue"),)
 
 TAG = "model-monitoring"
-# A point every 5 s, which is the dashboard's refresh. With it `$__rate_interval` is 20 s at the least: 20 scrapes.
+# The dashboard's refresh. The datasource gives the least step of panels, which is this or a longer scrape interval, so that
+# `$__rate_interval` is 20 s and four scrapes at the least.
 STEP = "5s"
 # The dashboards' `instance` is a host; node_exporter and model server of one host differ in their ports.
 SELECTED = 'instance=~"$instance:.*"'
@@ -67,7 +68,7 @@ def _colours(mode: model.FieldColorModeId) -> builders.FieldColor:
 
 
 def _ranged(queries: Sequence[Query]) -> Sequence[prometheus.Dataquery]:
-    return [prometheus.Dataquery().expr(expr).legend_format(legend).range().interval(STEP) for expr, legend in queries]
+    return [prometheus.Dataquery().expr(expr).legend_format(legend).range() for expr, legend in queries]
 
 
 def _instant(queries: Sequence[Query]) -> Sequence[prometheus.Dataquery]:
