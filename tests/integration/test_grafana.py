@@ -83,7 +83,7 @@ def test_datasource_is_live(server: Machine, password: str) -> None:
         answer = client.get(query, params={"query": "up == 1 and time() - timestamp(up) < 5"})
 
     assert source["isDefault"] is True
-    assert source["jsonData"]["timeInterval"] == "1s"
+    assert source["jsonData"]["timeInterval"] == "5s"  # the least step of the panels
     assert answer.status_code == 200, answer.text
     jobs = sorted(series["metric"]["job"] for series in answer.json()["data"]["result"])
     assert jobs == ["alertmanager", "haproxy", "model_server", "node", "prometheus"]

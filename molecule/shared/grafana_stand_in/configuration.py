@@ -26,6 +26,8 @@ KNOWN = {
     "auth.anonymous": "enabled?",
     "news": "news_feed_enabled?",
     "live": "max_connections# allowed_origins",
+    "plugins": "preinstall_disabled? public_key_retrieval_disabled?",
+    "smtp": "enabled? host user password from_address from_name skip_verify? startTLS_policy",
 }
 KINDS = {
     "?": (r"true|false|", "true or false"),
@@ -42,10 +44,10 @@ DEFAULTS = {
     "security.admin_password": "admin",
 }
 DATASOURCE_KEYS = "name type access orgId uid url isDefault jsonData editable"
-JSON_DATA_KEYS = "httpMethod timeInterval queryTimeout manageAlerts prometheusType prometheusVersion"
+JSON_DATA_KEYS = "httpMethod timeInterval queryTimeout manageAlerts prometheusType prometheusVersion implementation"
 PROVIDER_KEYS = "name orgId folder type disableDeletion updateIntervalSeconds allowUiUpdates options"
 FORMS = {
-    "type": (r"prometheus", "not the type that the stand-in knows"),
+    "type": (r"prometheus|alertmanager", "not a type that the stand-in knows"),
     "uid": (r"[A-Za-z0-9_-]{1,40}", "characters that Grafana refuses"),
     "url": (r"https?://[^/\s]+\S*", "not an http(s) address"),
 }
@@ -120,7 +122,7 @@ def entries(directory: Path, kind: str) -> Iterator[tuple[str, Any]]:
             content = yaml.safe_load(read_text(path, "The provisioning file")) or {"apiVersion": 1}  # a sample is empty
         except yaml.YAMLError as error:
             raise ConfigurationError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
-        if only(content, f"apiVersion {kind}", str(path)).get("apiVersion") != 1:
+        if only(content, f"apiVersion {kind} deleteDatasources", str(path)).get("apiVersion") != 1:
             raise ConfigurationError(f"{path}: apiVersion must be 1, not {content.get('apiVersion')!r}.")
         for entry in content.get(kind) or []:
             yield f"{path}: {kind}", entry

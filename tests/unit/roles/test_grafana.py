@@ -1,0 +1,108 @@
+"""What Grafana's role writes, and what it says of other people's datasources."""
+
+import configparser
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict, Tuple
+
+import pytest
+import yaml
+
+pytest.importorskip("ansible")
+
+ROLE = Path(__file__).parents[3] / "roles" / "grafana"
+NO_DATA = {"results": [{"stat": {"exists": False}}] * 3}
+
+
+def play(directory: Path, tasks: Any, **variables: Any) -> Tuple[int, str]:
+    everything = {"hosts": "all", "gather_facts": False, "tasks": tasks}
+    everything["vars_files"] = [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")]
+    (directory / "play.json").write_text(json.dumps([everything]))
+    variables = {"ansible_python_interpreter": sys.executable, "role_path": str(ROLE), **variables}
+    run = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", "host,", "-c", "local", "play.json", "-e", json.dumps(variables)],
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return run.returncode, " ".join(run.stdout.split())
+
+
+def written(directory: Path, name: str, **variables: Any) -> str:
+    template = {"src": str(ROLE / "templates/etc/grafana" / f"{name}.j2"), "dest": str(directory / "written"), "mode": "0600"}
+    status, said = play(directory, [{"ansible.builtin.template": template}], __grafana_data=NO_DATA, **variables)
+    assert status == 0, said
+    return (directory / "written").read_text()
+
+
+def ini(directory: Path, **variables: Any) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None)  # refuses a key that stands twice
+    parser.read_string(written(directory, "grafana.ini", **variables))
+    return parser
+
+
+def test_ini_fetches_no_plugin_and_has_no_live(tmp_path: Path) -> None:
+    settings = ini(tmp_path)
+
+    assert settings["plugins"]["preinstall_disabled"] == "true"
+    assert settings["live"]["max_connections"] == "0"
+    assert settings["security"]["secret_key"] == "$__file{/var/lib/grafana/secret_key}"
+    assert settings["server"]["http_addr"] == "0.0.0.0"  # noqa: S104 - the role's default
+
+
+def test_settings_of_the_user_replace_the_roles(tmp_path: Path) -> None:
+    mine = {"smtp": {"enabled": True, "password": "a#b"}, "users": {"allow_sign_up": True}}
+    settings = ini(tmp_path, grafana_ini=mine, grafana_listen_address="[::1]")
+
+    assert dict(settings["smtp"]) == {"enabled": "true", "password": '"""a#b"""'}
+    assert dict(settings["users"]) == {"allow_sign_up": "true", "allow_org_create": "false"}
+    assert settings["server"]["http_addr"] == "::1"
+
+
+@pytest.mark.parametrize(
+    ("scraped", "step"), [("500ms", "5s"), ("1s", "5s"), ("5000ms", "5s"), ("15s", "15s"), ("1m", "1m")]
+)
+def test_panels_move_with_the_scrape_interval(tmp_path: Path, scraped: str, step: str) -> None:
+    sources = written(tmp_path, "provisioning/datasources/prometheus.yaml", grafana_scrape_interval=scraped)
+
+    (prometheus,) = yaml.safe_load(sources)["datasources"]
+    assert prometheus["jsonData"]["timeInterval"] == step
+    assert prometheus["jsonData"]["prometheusType"] == "Prometheus"
+
+
+def test_alertmanager_is_a_datasource_for_silences(tmp_path: Path) -> None:
+    where = "http://127.0.0.1:9093"
+    sources = written(tmp_path, "provisioning/datasources/prometheus.yaml", grafana_alertmanager_url=where)
+
+    _, alertmanager = yaml.safe_load(sources)["datasources"]
+    assert (alertmanager["type"], alertmanager["url"]) == ("alertmanager", where)
+    assert alertmanager["jsonData"] == {"implementation": "prometheus"}
+
+
+@pytest.mark.parametrize(
+    ("source", "clashes"),
+    [
+        ({"name": "mine", "isDefault": True}, True),
+        ({"name": "prometheus", "uid": "abc"}, True),
+        ({"name": "mine", "uid": "prometheus"}, True),
+        ({"name": "mine", "isDefault": True, "orgId": 2}, False),
+        ({"name": "mine", "isDefault": False, "uid": "mine"}, False),
+        (None, False),
+    ],
+)
+def test_datasource_of_others_is_named_before_anything_is_touched(
+    tmp_path: Path, source: Dict[str, Any], clashes: bool
+) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "mine.yml").write_text(yaml.safe_dump({"apiVersion": 1, "datasources": [source]}) if source else "# sample\n")
+    facts = {"distribution": "Ubuntu", "distribution_version": "20.04"}
+    tasks = [{"ansible.builtin.set_fact": {**facts, "cacheable": True}}, {"ansible.builtin.import_tasks": str(ROLE / "tasks/preflight.yml")}]
+
+    status, said = play(tmp_path, tasks, __grafana_provisioning=str(tmp_path / "etc"))
+
+    assert (status != 0) == clashes, said
+    assert ("etc/mine.yml has the datasource" in said) == clashes
