@@ -21,7 +21,7 @@ Coloured = TypeVar("Coloured", bargauge.Panel, timeseries.Panel)
 PLAIN: Limits = ((None, "blue"),)
 
 TAG = "model-monitoring"
-# The dashboard's refresh. The datasource gives the least step of panels, which is this or a longer scrape interval, so that
+# The dashboard's refresh. The datasource gives the least step of panels: this, or a longer scrape interval, so that
 # `$__rate_interval` is 20 s and four scrapes at the least.
 STEP = "5s"
 # The dashboards' `instance` is a host; node_exporter and model server of one host differ in their ports.

@@ -11,7 +11,9 @@ import pytest
 pytest.importorskip("ansible")
 
 TASKS = Path(__file__).parents[2] / "playbooks" / "tasks" / "package_lists.yml"
-REFUSED = "W: GPG error: https://apt.example.org stable InRelease: signatures were invalid: EXPKEYSIG 963FA27710458545 Old"
+REFUSED = (
+    "W: GPG error: https://apt.example.org stable InRelease: signatures were invalid: EXPKEYSIG 963FA27710458545 Old"
+)
 UNREACHED = "W: Failed to fetch https://gone.example.org/InRelease  Could not resolve 'gone.example.org'"
 SUMMARY = "E: Some index files failed to download. They have been ignored, or old ones used instead."
 
@@ -28,7 +30,11 @@ def screen(directory: Path, locks: str = "", complaints: str = "", status: int =
         (directory / name).chmod(0o755)
     # Lists of the last hour would be good enough; the first of the two is told that they are not.
     imports = [{"ansible.builtin.import_tasks": str(TASKS)}, {"ansible.builtin.import_tasks": str(TASKS)}]
-    play = {"hosts": "all", "gather_facts": False, "tasks": [{**imports[0], "vars": {"__package_lists_due": True}}, imports[1]]}
+    play = {
+        "hosts": "all",
+        "gather_facts": False,
+        "tasks": [{**imports[0], "vars": {"__package_lists_due": True}}, imports[1]],
+    }
     (directory / "play.json").write_text(json.dumps([play]))
     command = [Path(sys.executable).with_name("ansible-playbook"), "-i", "host,", "-c", "local", "play.json"]
     run = subprocess.run(
@@ -68,7 +74,9 @@ def test_another_package_manager_is_named(tmp_path: Path) -> None:
 
 
 def test_nothing_is_said_where_nothing_is_wrong(tmp_path: Path) -> None:
-    said = screen(tmp_path, locks="(undefined) -1\ncron 12 /run/crond.pid\n", complaints="W: Target Packages is twice\n")
+    said = screen(
+        tmp_path, locks="(undefined) -1\ncron 12 /run/crond.pid\n", complaints="W: Target Packages is twice\n"
+    )
 
     assert "holds the lock" not in said
     assert "WARNING: this host" not in said

@@ -246,8 +246,14 @@ WRONG: Dict[str, Dict[str, Any]] = {
         ),
         "no_scheme": ({"grafana_prometheus_url": "127.0.0.1:9090"}, "set it to a URL such as http://127.0.0.1:9090."),
         "two_units": ({"grafana_scrape_interval": "1m30s"}, "grafana_scrape_interval is '1m30s'; set it to one number"),
-        "no_scheme_of_alertmanager": ({"grafana_alertmanager_url": "a:9093"}, "set it to a URL such as http://127.0.0.1:9093"),
-        "setting_without_section": ({"grafana_ini": {"enabled": True}}, "grafana_ini is not a mapping from sections to"),
+        "no_scheme_of_alertmanager": (
+            {"grafana_alertmanager_url": "a:9093"},
+            "set it to a URL such as http://127.0.0.1:9093",
+        ),
+        "setting_without_section": (
+            {"grafana_ini": {"enabled": True}},
+            "grafana_ini is not a mapping from sections to",
+        ),
         "no_answer": ({"grafana_upgrade": "12"}, "grafana_upgrade is '12'; set it to true or false."),
         "root_without_slash": (
             {"grafana_root_url": "https://models.example.org/grafana"},
@@ -345,7 +351,11 @@ RIGHT: Dict[str, Dict[str, Any]] = {
     "grafana": {
         "as_it_is": {},
         "line": {"grafana_version": "12.*", "grafana_admin_password": "123456789abc"},
-        "mail": {"grafana_ini": {"smtp": {"enabled": True}}, "grafana_scrape_interval": "500ms", "grafana_upgrade": True},
+        "mail": {
+            "grafana_ini": {"smtp": {"enabled": True}},
+            "grafana_scrape_interval": "500ms",
+            "grafana_upgrade": True,
+        },
         "behind_a_proxy": {"grafana_root_url": "https://models.example.org/grafana/"},
         "package": {"grafana_deb": "https://example.org/grafana.deb", "grafana_deb_sha256": DIGEST},
     },

@@ -22,7 +22,16 @@ def play(directory: Path, tasks: Any, **variables: Any) -> Tuple[int, str]:
     (directory / "play.json").write_text(json.dumps([everything]))
     variables = {"ansible_python_interpreter": sys.executable, "role_path": str(ROLE), **variables}
     run = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", "host,", "-c", "local", "play.json", "-e", json.dumps(variables)],
+        [
+            Path(sys.executable).with_name("ansible-playbook"),
+            "-i",
+            "host,",
+            "-c",
+            "local",
+            "play.json",
+            "-e",
+            json.dumps(variables),
+        ],
         cwd=directory,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -33,7 +42,11 @@ def play(directory: Path, tasks: Any, **variables: Any) -> Tuple[int, str]:
 
 
 def written(directory: Path, name: str, **variables: Any) -> str:
-    template = {"src": str(ROLE / "templates/etc/grafana" / f"{name}.j2"), "dest": str(directory / "written"), "mode": "0600"}
+    template = {
+        "src": str(ROLE / "templates/etc/grafana" / f"{name}.j2"),
+        "dest": str(directory / "written"),
+        "mode": "0600",
+    }
     status, said = play(directory, [{"ansible.builtin.template": template}], __grafana_data=NO_DATA, **variables)
     assert status == 0, said
     return (directory / "written").read_text()
@@ -98,9 +111,14 @@ def test_datasource_of_others_is_named_before_anything_is_touched(
     tmp_path: Path, source: Dict[str, Any], clashes: bool
 ) -> None:
     (tmp_path / "etc").mkdir()
-    (tmp_path / "etc" / "mine.yml").write_text(yaml.safe_dump({"apiVersion": 1, "datasources": [source]}) if source else "# sample\n")
+    (tmp_path / "etc" / "mine.yml").write_text(
+        yaml.safe_dump({"apiVersion": 1, "datasources": [source]}) if source else "# sample\n"
+    )
     facts = {"distribution": "Ubuntu", "distribution_version": "20.04"}
-    tasks = [{"ansible.builtin.set_fact": {**facts, "cacheable": True}}, {"ansible.builtin.import_tasks": str(ROLE / "tasks/preflight.yml")}]
+    tasks = [
+        {"ansible.builtin.set_fact": {**facts, "cacheable": True}},
+        {"ansible.builtin.import_tasks": str(ROLE / "tasks/preflight.yml")},
+    ]
 
     status, said = play(tmp_path, tasks, __grafana_provisioning=str(tmp_path / "etc"))
 
