@@ -122,7 +122,7 @@ def entries(directory: Path, kind: str) -> Iterator[tuple[str, Any]]:
             content = yaml.safe_load(read_text(path, "The provisioning file")) or {"apiVersion": 1}  # a sample is empty
         except yaml.YAMLError as error:
             raise ConfigurationError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
-        if only(content, f"apiVersion {kind} deleteDatasources", str(path)).get("apiVersion") != 1:
+        if only(content, f"apiVersion {kind} prune", str(path)).get("apiVersion") != 1:
             raise ConfigurationError(f"{path}: apiVersion must be 1, not {content.get('apiVersion')!r}.")
         for entry in content.get(kind) or []:
             yield f"{path}: {kind}", entry
