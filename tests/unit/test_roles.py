@@ -108,7 +108,7 @@ def test_packages_wait_for_another_package_manager_and_need_no_other_repository(
     packages = [task["ansible.builtin.apt"] for tasks in files for task in tasks if "ansible.builtin.apt" in task]
 
     assert [package["lock_timeout"] for package in packages] == [600] * len(packages)
-    # One broken repository would fail them; playbooks/tasks/package_lists.yml names it and goes on.
+    # One broken repository would fail them; roles/host/tasks/package_lists.yml names it and goes on.
     assert [name for package in packages for name in package if name in ("update_cache", "cache_valid_time")] == []
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 ROLES = Path(__file__).parents[3] / "roles"
-PROGRAM = ROLES / "prometheus" / "files" / "foreign.py"
+PROGRAM = ROLES / "host" / "files" / "foreign.py"
 CONFIGURATION = "/etc/prometheus/prometheus.yml"
 STOCK_DIGEST = "72e6225074d4688085433eea256544e8"  # MD5 of "stock\n", as dpkg keeps it
 SERVICE: Dict[str, Any] = {

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("ansible")
 
-TASKS = Path(__file__).parents[2] / "playbooks" / "tasks" / "package_lists.yml"
+TASKS = Path(__file__).parents[3] / "roles" / "host" / "tasks" / "package_lists.yml"
 REFUSED = (
     "W: GPG error: https://apt.example.org stable InRelease: signatures were invalid: EXPKEYSIG 963FA27710458545 Old"
 )
@@ -33,7 +33,7 @@ def screen(directory: Path, locks: str = "", complaints: str = "", status: int =
     play = {
         "hosts": "all",
         "gather_facts": False,
-        "tasks": [{**imports[0], "vars": {"__package_lists_due": True}}, imports[1]],
+        "tasks": [{**imports[0], "vars": {"__host_package_lists_due": True}}, imports[1]],
     }
     (directory / "play.json").write_text(json.dumps([play]))
     command = [Path(sys.executable).with_name("ansible-playbook"), "-i", "host,", "-c", "local", "play.json"]
