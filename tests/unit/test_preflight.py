@@ -19,6 +19,8 @@ DIGEST = "0" * 64
 MONITORING = ("firewall", "node_exporter", "alertmanager", "prometheus", "grafana")  # roles of one group
 FOCAL = {"distribution": "Ubuntu", "distribution_version": "20.04", "service_mgr": "systemd", "processor_vcpus": 2}
 LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "ansible_become": False}
+# What is on the machine of the tests is not judged: these say that nothing listens, and how much disk is free.
+PROGRAMS = {"ss": ":", "df": "echo 99999"}
 MAIL = {
     "alertmanager_email_to": "duty@example.org, Second Line <second@example.org>",
     "alertmanager_smtp_smarthost": "mail.example.org:587",
@@ -400,15 +402,12 @@ def write_bundles(directory: Path) -> None:
 
 # What listens on the host: a process of a container on port 9191, nothing else.
 SS = """\
-#!/bin/sh
 case "$*" in *"sport = :9191") echo 'LISTEN 0 4096 *:9191 *:* users:(("docker-proxy",pid=77,fd=4))' ;; esac
 """
 
 
 def preflight(directory: Path, group: str) -> Dict[str, str]:
     write_bundles(directory / "bundles")
-    (directory / "ss").write_text(SS)
-    (directory / "ss").chmod(0o755)
     hosts = {**{name: variables for name, (variables, _) in WRONG[group].items()}, **RIGHT[group]}
     inventory = {
         "all": {"vars": LOCAL},
@@ -432,12 +431,17 @@ def preflight(directory: Path, group: str) -> Dict[str, str]:
         {"hosts": "all", "gather_facts": False, "tasks": [{"ansible.builtin.set_fact": {**facts, "cacheable": True}}]},
         {"ansible.builtin.import_playbook": str(REPOSITORY / "playbooks" / "preflight.yml")},
     ]
-    return stopped(directory, inventory, plays)
+    return stopped(directory, inventory, plays, programs={"ss": SS})
 
 
-def stopped(directory: Path, inventory: Dict[str, Any], plays: List[Dict[str, Any]]) -> Dict[str, str]:
+def stopped(
+    directory: Path,
+    inventory: Dict[str, Any],
+    plays: List[Dict[str, Any]],
+    programs: Optional[Dict[str, str]] = None,
+) -> Dict[str, str]:
     """Run plays; host → the sentence that stopped it."""
-    run = run_ansible(directory, inventory, plays)
+    run = run_ansible(directory, inventory, plays, programs=programs)
     (hosts,) = (group["hosts"] for group in inventory.values() if "hosts" in group)
     judged = re.findall(r"^(?:fatal|ok): \[(\w+)\]", run.stdout, flags=re.MULTILINE)
     assert set(judged) == set(hosts), run.stdout
@@ -446,11 +450,19 @@ def stopped(directory: Path, inventory: Dict[str, Any], plays: List[Dict[str, An
 
 
 def run_ansible(
-    directory: Path, inventory: Dict[str, Any], plays: List[Dict[str, Any]], *options: str
+    directory: Path,
+    inventory: Dict[str, Any],
+    plays: List[Dict[str, Any]],
+    *options: str,
+    programs: Optional[Dict[str, str]] = None,
 ) -> "subprocess.CompletedProcess[str]":
     (directory / "inventory").mkdir()
     (directory / "inventory" / "hosts.json").write_text(json.dumps(inventory))
     (directory / "play.yml").write_text(json.dumps(plays))
+    (directory / "bin").mkdir()
+    for program, script in {**PROGRAMS, **(programs or {})}.items():
+        (directory / "bin" / program).write_text(f"#!/bin/sh\n{script}\n")
+        (directory / "bin" / program).chmod(0o755)
     return subprocess.run(
         [
             Path(sys.executable).with_name("ansible-playbook"),
@@ -464,7 +476,7 @@ def run_ansible(
         cwd=directory,
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
-            "PATH": f"{directory}:{os.environ['PATH']}",
+            "PATH": f"{directory / 'bin'}:{os.environ['PATH']}",
             "ANSIBLE_HOME": str(directory),
             "ANSIBLE_ROLES_PATH": str(REPOSITORY / "roles"),
             "ANSIBLE_GATHERING": "explicit",
@@ -526,7 +538,7 @@ def test_an_address_that_others_cannot_use_is_explained(tmp_path: Path) -> None:
 
 
 def test_a_name_that_another_host_does_not_know_is_explained(tmp_path: Path) -> None:
-    hosts = {"renamed.invalid": {}}
+    hosts: Dict[str, Any] = {"renamed.invalid": {}}
     inventory = {
         "all": {"vars": LOCAL},
         "model_servers": {"hosts": hosts},
@@ -612,6 +624,50 @@ def find_each_other(directory: Path, inventory: Dict[str, Any], version: Optiona
     (directory / "group_vars").symlink_to(REPOSITORY / "playbooks" / "group_vars")
     extra = {"__ansible": version} if version else {}
     return run_ansible(directory, inventory, [play], "--extra-vars", json.dumps(extra)).stdout
+
+
+@pytest.mark.parametrize(
+    ("role", "owner", "port", "sentence"),
+    [
+        (
+            "model_server",
+            "nginx",
+            8000,
+            "model_server_port is 8000, where nginx listens on server already; stop it, or set",
+        ),
+        ("model_server", "systemd", 8000, ""),
+        ("model_server", "nginx", 80, ""),
+        ("haproxy", "nginx", 80, "haproxy_http_port is 80, where nginx listens on server already;"),
+        ("haproxy", "haproxy", 80, ""),
+        ("grafana", "node", 3000, "grafana_port is 3000, where node listens on server already;"),
+        ("grafana", "grafana", 3000, ""),
+    ],
+)
+def test_a_port_that_another_process_has_is_explained(
+    tmp_path: Path, role: str, owner: str, port: int, sentence: str
+) -> None:
+    listens = f'LISTEN 0 511 *:{port} *:* users:(("{owner}",pid=7,fd=6))'
+
+    said = judge(tmp_path, role, {"ss": f"echo '{listens}'"})
+
+    assert sentence in said if sentence else "failed=0" in said
+
+
+def test_too_little_disk_for_a_first_release_is_explained(tmp_path: Path) -> None:
+    said = judge(tmp_path, "model_server", {"df": "echo 900"})
+
+    assert "server has 900 MB free for /opt, and a release needs 1800 MB; free some" in said
+
+
+def judge(directory: Path, role: str, programs: Dict[str, str]) -> str:
+    """Run a role's preflight on one host, where programs say something else; return what Ansible says."""
+    inventory = {"all": {"vars": {**LOCAL, "haproxy_model_servers": ["a:8000"]}, "hosts": {"server": {}}}}
+    tasks = [
+        {"ansible.builtin.set_fact": {**FOCAL, "cacheable": True}},
+        {"ansible.builtin.import_role": {"name": role, "tasks_from": "preflight"}},
+    ]
+    play = {"hosts": "all", "gather_facts": False, "tasks": tasks}
+    return run_ansible(directory, inventory, [play], programs=programs).stdout
 
 
 def test_rollback_takes_names_alone(tmp_path: Path) -> None:
