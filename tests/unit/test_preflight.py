@@ -417,6 +417,7 @@ def preflight(directory: Path, group: str) -> Dict[str, str]:
             },
             "vars": {
                 "locust_host": "http://server:8000",
+                "haproxy_state": "present" if group == "load_balancers" else "absent",
                 "haproxy_model_servers": ["server:8000"],
                 "bundles": str(directory / "bundles"),
                 "host_address": "192.0.2.1",
