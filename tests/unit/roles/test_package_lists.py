@@ -36,7 +36,7 @@ def screen(directory: Path, locks: str = "", complaints: str = "", status: int =
         "tasks": [{**imports[0], "vars": {"__host_package_lists_due": True}}, imports[1]],
     }
     (directory / "play.json").write_text(json.dumps([play]))
-    command = [Path(sys.executable).with_name("ansible-playbook"), "-i", "host,", "-c", "local", "play.json"]
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "host,", "-c", "local", "play.json"]
     run = subprocess.run(
         [*command, "-e", f"ansible_python_interpreter={sys.executable}"],
         cwd=directory,
