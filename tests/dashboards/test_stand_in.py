@@ -145,9 +145,9 @@ def test_only_the_admin_can_log_in(url: str) -> None:
 
 def test_password_of_the_ini_counts_once(stand_in: Any, etc: Path, url: str) -> None:
     again = {**settings(stand_in, etc), "security.admin_password": "second"}
-    accounts = stand_in.server.Accounts(again)
-    assert not accounts.check("admin", "second")
-    accounts.set_password("third")
+    database = stand_in.server.Database(again)
+    assert not database.check("admin", "second")
+    database.set_password("third")
     assert requests.get(f"{url}/api/org", auth=("admin", "third"), timeout=5).status_code == 200
 
 

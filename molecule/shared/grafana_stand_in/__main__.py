@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import NOTICE, VERSION, ConfigurationError
 from .configuration import read_settings
-from .server import Accounts, Server
+from .server import Database, Server
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -30,7 +30,7 @@ def main() -> None:
     options = parsed(sys.argv[1:])
     if options.part == "cli":
         settings = read_settings(Path("/etc/grafana/grafana.ini"), [])
-        Accounts(settings).set_password(sys.stdin.read().rstrip("\n"))
+        Database(settings).set_password(sys.stdin.read().rstrip("\n"))
         return
     server = Server(read_settings(options.config, options.overrides))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

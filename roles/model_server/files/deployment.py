@@ -286,6 +286,18 @@ def rollback(host: Host, release: str) -> str:
     return f"{serving} served; {wanted} serves now, {time.monotonic() - started:.1f} s later."
 
 
+def serve(host: Host, bundle: str) -> str:
+    """Serve a bundle of this host with the release and the settings that serve; the same bundle is loaded again."""
+    serving = host.deployed()
+    if serving is None:
+        raise DeploymentError("Nothing has been deployed on this host yet; run site.yml.")
+    wanted, files = serving._replace(bundle=bundle), dict(host.state().files)
+    files[host.deployment] = naming(wanted, files[host.deployment] or b"")
+    roll_over(host, wanted, files)
+    host.record(wanted)
+    return f"{wanted} serves."
+
+
 def choices(host: Host) -> str:
     """List what can be rolled back to, latest first."""
     serving = host.deployed()
@@ -386,6 +398,8 @@ def main(arguments: Optional[Sequence[str]] = None, root: Path = Path("/")) -> N
         "rollback", help="return to what served before; a second rollback returns to the newer one"
     )
     back.add_argument("release", nargs="?", default="", help="this release, with the bundle that it served with last")
+    other = commands.add_parser("serve", help="serve another bundle of this host, with the release that serves")
+    other.add_argument("bundle")
     commands.add_parser("list", help="list what can be rolled back to, latest first")
     options = parser.parse_args(arguments)
     host = Host(root)
@@ -399,7 +413,10 @@ def main(arguments: Optional[Sequence[str]] = None, root: Path = Path("/")) -> N
         # Wait for a run whose play was killed.
         fcntl.flock(os.open(str(host.data), os.O_RDONLY), fcntl.LOCK_EX)
         settle(host)
-        print(apply(host) if options.command == "apply" else rollback(host, options.release))  # noqa: T201
+        if options.command == "serve":
+            print(serve(host, options.bundle))  # noqa: T201
+        else:
+            print(apply(host) if options.command == "apply" else rollback(host, options.release))  # noqa: T201
     except (DeploymentError, OSError) as error:
         sys.exit(str(error))
 
