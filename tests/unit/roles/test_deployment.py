@@ -435,6 +435,38 @@ def test_units_that_systemd_rejects_are_not_started(machine: Machine) -> None:
     assert machine.texts() == before
 
 
+def test_bundle_that_was_put_on_the_host_is_served_with_the_release_and_settings_that_serve(machine: Machine) -> None:
+    machine.deploy("a", "m", settings="2")
+    (machine.root / "var/lib/model-server/bundles/n").mkdir()
+
+    result = machine.run("serve", "n")
+
+    assert (result.returncode, result.stdout) == (0, "release a with bundle n serves.\n")
+    assert machine.told()[-1] == "reload"
+    assert machine.served[-1] == "a n settings 2"
+    assert machine.rollback().stdout.startswith("release a with bundle n served; release a with bundle m serves now")
+
+
+def test_bundle_that_serves_is_loaded_again(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    machine.run("serve", "m")
+
+    assert machine.told()[-1] == "reload"
+    assert machine.served == ["a m settings 1", "a m settings 1"]
+
+
+def test_bundle_that_is_not_there_or_does_not_load_is_not_served(machine: Machine) -> None:
+    nothing = machine.run("serve", "m")
+    machine.deploy("a", "m")
+    (machine.root / "var/lib/model-server/bundles/bad").mkdir()
+    before = machine.texts()
+
+    assert nothing.stderr == "Nothing has been deployed on this host yet; run site.yml.\n"
+    assert machine.run("serve", "n").stderr == "On this host release a with bundle n is not complete.\n"
+    assert FAILURE in machine.run("serve", "bad").stderr
+    assert machine.texts() == before
+
+
 def test_is_made_only_of_what_python_3_8_knows() -> None:
     ast.parse(PROGRAM.read_text(), feature_version=(3, 8))
 
