@@ -26,7 +26,6 @@ from tests.integration.machines import (
     Machine,
     ModelServer,
     Prometheus,
-    docker,
     wait_until,
 )
 from tests.integration.playbooks import REPOSITORY, Ansible
@@ -41,7 +40,7 @@ SILENCE = {
     "createdBy": "duty",
     "comment": "kept over a backup",
 }
-DATA = "/var/lib/prometheus /var/lib/grafana /var/lib/model-server /etc/grafana"
+DATA = "/var/lib/prometheus/metrics2 /var/lib/prometheus/alertmanager /var/lib/grafana /var/lib/model-server /etc/grafana"
 STATES = ["prometheus_state", "alertmanager_state", "grafana_state", "model_server_state"]
 SCRAPED = "sum by (job) (count_over_time(up[10s]))"
 
@@ -121,19 +120,20 @@ def asked(server: Machine) -> Asked:
 
 
 @pytest.fixture(scope="module")
-def backup(
-    asked: Asked, model_server: ModelServer, prometheus: Prometheus, ansible: Ansible, backups: Path, tell: Tell
-) -> Path:
+def backup(asked: Asked, ansible: Ansible, backups: Path, tell: Tell) -> Path:
     """Make the backup that the tests put back, while clients are served."""
     began = time.time()
-    with Traffic(model_server, kept=1, fresh=1) as traffic:
+    with Traffic(ModelServer(asked.server), kept=1, fresh=1) as traffic:
         time.sleep(3)
         ansible.run("ansible-playbook", BACKUP, "--limit", "server", "--extra-vars", f"backups={backups}")
         took = time.time() - began
         time.sleep(3)
 
     assert traffic.failed == []
-    gaps = {job: longest_gap(prometheus, job, began) for job in ("model_server", "node", "alertmanager", "prometheus")}
+    gaps = {
+        job: longest_gap(Prometheus(asked.server), job, began)
+        for job in ("model_server", "node", "alertmanager", "prometheus")
+    }
     for job in ("model_server", "node", "prometheus"):
         assert gaps[job] <= 3, f"{job}: {gaps[job]} s"
     assert gaps["alertmanager"] <= 10
@@ -220,7 +220,7 @@ def test_interrupted_restore_loses_nothing(server: Machine, asked: Asked, ansibl
 
 
 @pytest.mark.parametrize(
-    ("harm", "words"),
+    "wrong",
     [
         ("rm manifest.json", "has no manifest.json"),
         ("rm grafana-*.tar", "lacks grafana-"),
@@ -231,8 +231,9 @@ def test_interrupted_restore_loses_nothing(server: Machine, asked: Asked, ansibl
     ids=["no_manifest", "missing", "damaged", "format", "newer"],
 )
 def test_wrong_backup_is_refused(
-    server: Machine, ansible: Ansible, backup: Path, tmp_path: Path, harm: str, words: str
+    server: Machine, ansible: Ansible, backup: Path, tmp_path: Path, wrong: tuple[str, str]
 ) -> None:
+    harm, words = wrong
     copy = tmp_path / "copy"
     shutil.copytree(backup, copy)
     subprocess.run(harm, shell=True, cwd=copy, check=True)  # noqa: S602

@@ -21,7 +21,7 @@ def survey(options: Options) -> Any:
     there, missing = take.survey(options.root)
     told = [f"{each['title']} {each['version']}: {archive.megabytes(each['bytes'])}" for each in there.values()]
     told += [f"{title} is not deployed on this host: skipped." for title in missing]
-    return {"services": there, "deployment": deployment(options.root), "told": told}
+    return {"format": archive.FORMAT, "services": there, "deployment": deployment(options.root), "told": told}
 
 
 def fits(options: Options) -> Any:

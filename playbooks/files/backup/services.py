@@ -109,7 +109,7 @@ def run(*command: str, stdin: str = "") -> str:
     """Return what a command prints.
 
     Raises:
-        BackupError: it failed; the message is the last of what it says.
+        BackupError: it failed; the message is the first line of what it says.
     """
     answer = subprocess.run(  # noqa: S603
         command, input=stdin, capture_output=True, encoding="utf-8", check=False

@@ -43,7 +43,7 @@ SAMPLES = {
 }
 
 
-class Stopped(Exception):
+class DeathError(Exception):
     """Stands for a controller or a machine that dies."""
 
 
@@ -207,10 +207,10 @@ def test_interruption_at_any_rename_loses_nothing(
     carry(root, root / "archive")
     write(data(root), {"wal/00000004": "newer", "01HNEW/meta.json": "new"})
     before = {name: text for name, text in texts(data(root)).items() if not name.startswith(".restore")}
-    with suppress(Stopped):
+    with suppress(DeathError):
         dies_after(steps, monkeypatch, lambda: put_back.swap(prometheus(root)))
     if steps_of_the_return is not None:
-        with suppress(Stopped):
+        with suppress(DeathError):
             dies_after(steps_of_the_return, monkeypatch, lambda: put_back.settle(prometheus(root)))
     put_back.settle(prometheus(root))
 
@@ -222,7 +222,7 @@ def dies_after(renames: int, monkeypatch: pytest.MonkeyPatch, do: Callable[[], A
 
     def count(path: Path, target: Path) -> Path | None:
         if not left[0]:
-            raise Stopped
+            raise DeathError
         left[0] -= 1
         return rename(path, target)
 
