@@ -151,6 +151,14 @@ def test_password_of_the_ini_counts_once(stand_in: Any, etc: Path, url: str) -> 
     assert requests.get(f"{url}/api/org", auth=("admin", "third"), timeout=5).status_code == 200
 
 
+def test_dashboard_made_by_hand_is_in_the_database(stand_in: Any, etc: Path, url: str) -> None:
+    board = {"uid": "mine", "title": "Made by hand"}
+    options: Any = {"auth": ("admin", "first#one"), "timeout": 5}
+    assert requests.post(f"{url}/api/dashboards/db", json={"dashboard": board}, **options).status_code == 200
+    assert requests.get(f"{url}/api/dashboards/uid/mine", **options).json()["dashboard"] == board
+    assert stand_in.server.Database(settings(stand_in, etc)).boards() == {"mine": board}
+
+
 def test_locks_the_account_after_five_failures(url: str) -> None:
     answers = [requests.get(f"{url}/api/org", auth=("admin", "guess"), timeout=5).status_code for _ in range(5)]
     assert answers == [401] * 5
