@@ -153,9 +153,10 @@ def test_password_of_the_ini_counts_once(stand_in: Any, etc: Path, url: str) -> 
 
 def test_dashboard_made_by_hand_is_in_the_database(stand_in: Any, etc: Path, url: str) -> None:
     board = {"uid": "mine", "title": "Made by hand"}
-    options: Any = {"auth": ("admin", "first#one"), "timeout": 5}
-    assert requests.post(f"{url}/api/dashboards/db", json={"dashboard": board}, **options).status_code == 200
-    assert requests.get(f"{url}/api/dashboards/uid/mine", **options).json()["dashboard"] == board
+    login = ("admin", "first#one")
+    saved = requests.post(f"{url}/api/dashboards/db", json={"dashboard": board}, auth=login, timeout=5)
+    assert saved.status_code == 200
+    assert requests.get(f"{url}/api/dashboards/uid/mine", auth=login, timeout=5).json()["dashboard"] == board
     assert stand_in.server.Database(settings(stand_in, etc)).boards() == {"mine": board}
 
 
