@@ -46,7 +46,10 @@ def sha256(path: Path) -> str:
 
 
 def stanza(control: str, name: str, size: int, digest: str) -> str:
-    """Return a package's entry in the index. apt's %3a for a colon would be decoded once more: hosts have _ in its place."""
+    """Return a package's entry in the index.
+
+    apt writes a colon as %3a in a file's name, and reads it as a colon again: on hosts it is _ instead.
+    """
     return f"{control.strip()}\nFilename: ./packages/{name.replace('%3a', '_')}\nSize: {size}\nSHA256: {digest}\n\n"
 
 
@@ -60,9 +63,13 @@ def index(directory: Path) -> None:
         listed += stanza(control, deb.name, deb.stat().st_size, sha256(deb))
     write(directory / "Packages", listed)
     files = sorted(
-        path for path in directory.rglob("*") if path.is_file() and path.name not in {MANIFEST, "lock"} and path.parent.name != "partial"
+        path
+        for path in directory.rglob("*")
+        if path.is_file() and path.name not in {MANIFEST, "lock"} and path.parent.name != "partial"
     )
-    write(directory / MANIFEST, "".join(f"{sha256(path)}  {path.relative_to(directory).as_posix()}\n" for path in files))
+    write(
+        directory / MANIFEST, "".join(f"{sha256(path)}  {path.relative_to(directory).as_posix()}\n" for path in files)
+    )
 
 
 def write(path: Path, text: str) -> None:
@@ -73,6 +80,6 @@ def write(path: Path, text: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "lock":
-        print(*requirements(Path(sys.argv[2]).read_text(), *sys.argv[3:5]), sep="\n")
+        sys.stdout.writelines(f"{line}\n" for line in requirements(Path(sys.argv[2]).read_text(), *sys.argv[3:5]))
     else:
         index(Path(sys.argv[2]))
