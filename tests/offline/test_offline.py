@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.integration.machines import MODEL_SERVER_PORT, Machine
+from tests.integration.machines import Machine
 
 IMAGE = "/opt/locust/load_test/images/apple_640x480.jpg"
 
@@ -27,7 +27,7 @@ def test_machines_have_no_way_out(server: Machine, load: Machine) -> None:
 
 
 def test_model_answers_the_load_host(load: Machine) -> None:
-    answer = load.run(f"curl --silent --fail -F file=@{IMAGE} http://server:{MODEL_SERVER_PORT}/predict")
+    answer = load.run(f"curl --silent --fail --insecure --max-time 30 -F file=@{IMAGE} https://server/predict")
 
     assert json.loads(answer)["likely_class"] == "apple"
 
