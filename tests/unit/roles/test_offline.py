@@ -195,7 +195,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Any]:
         "facts": FOCAL,
         "locust_python": sys.executable,
         "model_server_python": sys.executable,
-        "offline_archive": str(directory / "archive"),
+        "offline_archive": "archive",
         "other_python": str(other),
     }
     (directory / "hosts.json").write_text(json.dumps({"all": {"hosts": hosts, "vars": shared}}))
