@@ -60,6 +60,7 @@ def preflight(sources: Path, hosts: Dict[str, Dict[str, Any]], check: bool = Fal
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
             "ANSIBLE_HOME": str(sources / "ansible"),
+            "PATH": f"{sources}/bin:{os.environ['PATH']}",
             "ANSIBLE_ROLES_PATH": str(sources / "roles"),
             "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
         },
@@ -88,9 +89,11 @@ def change(path: Path, old: str, new: str) -> None:
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
-    for folder in ("model_server", "roles/model_server"):
+    for folder in ("model_server", "roles/host", "roles/model_server"):
         shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ss").symlink_to("/bin/true")  # what listens on the machine of the tests is not judged
     return tmp_path
 
 

@@ -122,7 +122,7 @@ def test_archive_has_the_packages_that_the_roles_install() -> None:
     assert {role: sorted(names - conditional) for role, names in roles.items()} == gathered
 
 
-FOCAL = {"distribution_release": "focal", "architecture": "x86_64"}
+FOCAL = {"distribution": "Ubuntu", "distribution_release": "focal", "architecture": "x86_64"}
 INTERPRETER = "{}.{}".format(*sys.version_info[:2])
 # A host's variables → what stops it; the archive has PyTorch and Locust for focal, and nothing whole for jammy.
 JUDGED: Dict[str, Tuple[Dict[str, Any], str]] = {

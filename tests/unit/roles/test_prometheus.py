@@ -62,12 +62,12 @@ def written(directory: Path, variables: Dict[str, Any]) -> Dict[str, str]:
 def playbook(
     directory: Path, play: Dict[str, Any], variables: Dict[str, Any], of_all: Dict[str, Any]
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a play with the inventory's group_vars; the host of the monitoring has variables of its own."""
+    """Run a play with the playbooks' group_vars; the host of the monitoring has variables of its own."""
     inventory = json.loads(json.dumps(INVENTORY))
     inventory["all"]["vars"].update(of_all)
     inventory["all"]["hosts"]["server"].update(variables)
     (directory / "hosts.json").write_text(json.dumps(inventory))
-    (directory / "group_vars").symlink_to(ROOT / "inventory" / "group_vars")
+    (directory / "group_vars").symlink_to(ROOT / "playbooks" / "group_vars")
     (directory / "play.yml").write_text(json.dumps([play]))
     return subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), "-i", "hosts.json", "play.yml"],
