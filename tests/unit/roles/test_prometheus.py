@@ -152,6 +152,6 @@ def test_preflight_judges_what_the_inventory_computes(tmp_path: Path) -> None:
     tasks = [{"ansible.builtin.set_fact": facts}, {"ansible.builtin.import_role": preflight}]
     play = {"hosts": "monitoring", "gather_facts": False, "tasks": tasks}
 
-    run = playbook(tmp_path, play, {"host_address": "fd00::7"}, {"prometheus_take_over": True})
+    run = playbook(tmp_path, play, {"host_address": "ser ver"}, {"prometheus_take_over": True})
 
-    assert "The inventory gives fd00::7:8000" in run.stdout
+    assert "The inventory gives ser ver:8000" in run.stdout
