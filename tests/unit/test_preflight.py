@@ -12,6 +12,8 @@ from typing import Any, Dict, List, Optional
 import pytest
 import yaml
 
+from tests.unit.plays import run_play
+
 pytest.importorskip("ansible")
 
 REPOSITORY = Path(__file__).parents[2]
@@ -460,35 +462,12 @@ def run_ansible(
     (directory / "inventory").mkdir()
     (directory / "inventory" / "hosts.json").write_text(json.dumps(inventory))
     (directory / "play.yml").write_text(json.dumps(plays))
-    (directory / "bin").mkdir()
-    for program, script in {**PROGRAMS, **(programs or {})}.items():
-        (directory / "bin" / program).write_text(f"#!/bin/sh\n{script}\n")
-        (directory / "bin" / program).chmod(0o755)
-    return subprocess.run(
-        [
-            Path(sys.executable).with_name("ansible-playbook"),
-            "-i",
-            "inventory/hosts.json",
-            "play.yml",
-            "--forks",
-            "8",
-            *options,
-        ],
-        cwd=directory,
-        env={
-            **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
-            "PATH": f"{directory / 'bin'}:{os.environ['PATH']}",
-            "ANSIBLE_HOME": str(directory),
-            "ANSIBLE_ROLES_PATH": str(REPOSITORY / "roles"),
-            "ANSIBLE_GATHERING": "explicit",
-            "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
-            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
-            "ANSIBLE_NOCOLOR": "1",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
+    return run_play(
+        directory,
+        *("-i", "inventory/hosts.json", "play.yml", "--forks", "8", *options),
+        programs={**PROGRAMS, **(programs or {})},
+        GATHERING="explicit",
+        CONFIG=str(REPOSITORY / "ansible.cfg"),
     )
 
 

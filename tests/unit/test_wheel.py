@@ -11,6 +11,8 @@ from typing import Any, Dict
 
 import pytest
 
+from tests.unit.plays import run_play
+
 pytest.importorskip("hatchling")
 pytest.importorskip("ansible")
 
@@ -53,20 +55,12 @@ def preflight(sources: Path, hosts: Dict[str, Dict[str, Any]], check: bool = Fal
     }
     (sources / "play.yml").write_text(json.dumps([play]))
     (sources / "hosts.json").write_text(json.dumps({"all": {"hosts": hosts, "vars": local}}))
-    command = ["ansible-playbook", "-i", "hosts.json", "-e", f"__model_server_home={sources}/home", "play.yml"]
-    run = subprocess.run(
-        [Path(sys.executable).with_name(command[0]), *command[1:], *(["--check"] if check else [])],
-        cwd=sources,
-        env={
-            **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
-            "ANSIBLE_HOME": str(sources / "ansible"),
-            "PATH": f"{sources}/bin:{os.environ['PATH']}",
-            "ANSIBLE_ROLES_PATH": str(sources / "roles"),
-            "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
+    run = run_play(
+        sources,
+        *("-i", "hosts.json", "-e", f"__model_server_home={sources}/home", "play.yml", *(["--check"] if check else [])),
+        programs={"ss": "true"},  # what listens on the machine of the tests is not judged
+        ROLES_PATH=str(sources / "roles"),
+        STDOUT_CALLBACK="ansible.posix.json",
     )
     (told,) = json.loads(run.stdout)["plays"]
     return {
@@ -92,8 +86,6 @@ def sources(tmp_path: Path) -> Path:
     for folder in ("model_server", "roles/host", "roles/model_server"):
         shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "ss").symlink_to("/bin/true")  # what listens on the machine of the tests is not judged
     return tmp_path
 
 

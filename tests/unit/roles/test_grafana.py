@@ -2,14 +2,14 @@
 
 import configparser
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
 import pytest
 import yaml
+
+from tests.unit.plays import run_play
 
 pytest.importorskip("ansible")
 
@@ -21,27 +21,12 @@ def play(directory: Path, tasks: Any, **variables: Any) -> Tuple[int, str]:
     everything = {"hosts": "all", "gather_facts": False, "tasks": tasks}
     everything["vars_files"] = [str(ROLE / "defaults/main.yml"), str(ROLE / "vars/main.yml")]
     (directory / "play.json").write_text(json.dumps([everything]))
-    (directory / "bin").mkdir()
-    (directory / "bin" / "ss").symlink_to("/bin/true")
     variables = {"ansible_python_interpreter": sys.executable, "role_path": str(ROLE), **variables}
-    run = subprocess.run(
-        [
-            Path(sys.executable).with_name("ansible-playbook"),
-            "-i",
-            "host,",
-            "-c",
-            "local",
-            "play.json",
-            "-e",
-            json.dumps(variables),
-        ],
-        cwd=directory,
-        # What listens on the machine of the tests is not judged.
-        env={**os.environ, "ANSIBLE_ROLES_PATH": str(ROLE.parent), "PATH": f"{directory}/bin:{os.environ['PATH']}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
+    # What listens on the machine of the tests is not judged.
+    run = run_play(
+        directory,
+        *("-i", "host,", "-c", "local", "play.json", "-e", json.dumps(variables)),
+        programs={"ss": "true"},
     )
     return run.returncode, " ".join(run.stdout.split())
 

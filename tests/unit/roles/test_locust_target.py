@@ -3,9 +3,7 @@
 import contextlib
 import http.server
 import json
-import os
 import socket
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import Dict, Iterator
 
 import pytest
 import yaml
+
+from tests.unit.plays import run_play
 
 pytest.importorskip("ansible")
 
@@ -49,21 +49,7 @@ def verify(directory: Path, targets: Dict[str, str]) -> str:
     variables = {"vars_files": [str(ROLE / "vars" / "main.yml")], "gather_facts": False}
     (directory / "hosts.json").write_text(json.dumps({"all": {"hosts": hosts}}))
     (directory / "play.yml").write_text(json.dumps([{"hosts": "all", "tasks": tasks, **variables}]))
-    run = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", "hosts.json", "play.yml"],
-        cwd=directory,
-        env={
-            **os.environ,
-            "ANSIBLE_HOME": str(directory),
-            "ANSIBLE_NOCOLOR": "1",
-            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    return run.stdout
+    return run_play(directory, "-i", "hosts.json", "play.yml").stdout
 
 
 def test_a_target_that_does_not_answer_the_load_host_fails_the_play(tmp_path: Path) -> None:

@@ -3,9 +3,7 @@
 import hashlib
 import importlib.util
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +11,8 @@ from typing import Any, Dict, List, Set, Tuple
 
 import pytest
 import yaml
+
+from tests.unit.plays import run_play
 
 REPOSITORY = Path(__file__).parents[3]
 LOCKS = sorted(REPOSITORY.glob("roles/*/files/requirements*.txt"))
@@ -207,21 +207,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Any]:
         {"ansible.builtin.copy": {"content": found, "dest": str(directory / "{{ inventory_hostname }}.json")}},
     ]
     (directory / "play.yml").write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]))
-    run = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", "hosts.json", "play.yml", "--forks", "8"],
-        cwd=directory,
-        env={
-            **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
-            "ANSIBLE_HOME": str(directory),
-            "ANSIBLE_ROLES_PATH": str(REPOSITORY / "roles"),
-            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
-            "ANSIBLE_NOCOLOR": "1",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    run = run_play(directory, "-i", "hosts.json", "play.yml", "--forks", "8")
     results = re.finditer(r"^fatal: \[(\w+)\]: FAILED! => ", run.stdout, flags=re.MULTILINE)
     stopped = {found[1]: json.JSONDecoder().raw_decode(run.stdout[found.end() :])[0]["msg"] for found in results}
     fit = {path.stem: json.loads(path.read_text()) for path in directory.glob("*.json") if path.stem != "hosts"}

@@ -1,12 +1,12 @@
 """What the screen says when packages are not to be had at once: by programs that answer as apt's do."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.unit.plays import run_play
 
 pytest.importorskip("ansible")
 
@@ -22,12 +22,10 @@ def screen(directory: Path, locks: str = "", complaints: str = "", status: int =
     """Run the tasks twice, as two roles do, and return what is said."""
     (directory / "said").write_text(complaints)
     (directory / "locks").write_text(locks)
-    for name, script in (
-        ("lslocks", f"cat {directory}/locks"),
-        ("apt-get", f"echo >> {directory}/updates; cat {directory}/said >&2; exit {status}"),
-    ):
-        (directory / name).write_text(f"#!/bin/sh\n{script}\n")
-        (directory / name).chmod(0o755)
+    programs = {
+        "lslocks": f"cat {directory}/locks",
+        "apt-get": f"echo >> {directory}/updates; cat {directory}/said >&2; exit {status}",
+    }
     # Lists of the last hour would be good enough; the first of the two is told that they are not.
     imports = [{"ansible.builtin.import_tasks": str(TASKS)}, {"ansible.builtin.import_tasks": str(TASKS)}]
     play = {
@@ -36,23 +34,9 @@ def screen(directory: Path, locks: str = "", complaints: str = "", status: int =
         "tasks": [{**imports[0], "vars": {"__host_package_lists_due": True}}, imports[1]],
     }
     (directory / "play.json").write_text(json.dumps([play]))
-    command = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", "host,", "-c", "local", "play.json"]
-    run = subprocess.run(
-        [*command, "-e", f"ansible_python_interpreter={sys.executable}"],
-        cwd=directory,
-        env={
-            **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
-            "PATH": f"{directory}:{os.environ['PATH']}",
-            "ANSIBLE_HOME": str(directory),
-            "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
-            "ANSIBLE_NOCOLOR": "1",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout
+    python = f"ansible_python_interpreter={sys.executable}"
+    run = run_play(directory, "-i", "host,", "-c", "local", "play.json", "-e", python, programs=programs)
+    assert run.returncode == 0, run.stdout + run.stderr
     assert (directory / "updates").read_text() == "\n", "asked once for both"
     return run.stdout
 

@@ -1,7 +1,6 @@
 """What the monitoring play gives Prometheus: the inventory's targets and the user's, and further configuration."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from typing import Any, Dict
 
 import pytest
 import yaml
+
+from tests.unit.plays import run_play
 
 pytest.importorskip("ansible")
 
@@ -69,18 +70,7 @@ def playbook(
     (directory / "hosts.json").write_text(json.dumps(inventory))
     (directory / "group_vars").symlink_to(ROOT / "playbooks" / "group_vars")
     (directory / "play.yml").write_text(json.dumps([play]))
-    return subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", "hosts.json", "play.yml"],
-        cwd=directory,
-        env={
-            **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
-            "ANSIBLE_HOME": str(directory),
-            "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_play(directory, "-i", "hosts.json", "play.yml")
 
 
 @pytest.fixture(scope="module")
