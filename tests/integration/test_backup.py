@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def longest_gap(prometheus: Prometheus, job: str, since: float) -> float:
     length = int(time.time() - since) + 1
     (series,) = prometheus.query(f'up{{job="{job}"}}[{length}s]')
     times = [at for at, value in series["values"] if value == "1"]
-    return float(max(later - earlier for earlier, later in zip(times, times[1:])))
+    return float(max(later - earlier for earlier, later in pairwise(times)))
 
 
 def test_backup_is_whole_and_for_its_owner_alone(backup: Path) -> None:
