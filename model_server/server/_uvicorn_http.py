@@ -59,7 +59,8 @@ class HttpProtocol(HttpToolsProtocol):
         self.since = self.loop.time()
         self.body_bytes = 0
         self.is_used = False
-        self._head_bytes = 0
+        self._head_bytes = 0  # of the fields that are complete
+        self._pending_bytes = 0  # since the last of them
         self._upgrades = self._ignores_input = False
         self._refusal: Optional[Tuple[int, str, Tuple[http1.Field, ...]]] = None  # that is still to be sent
         self._problem: Tuple[int, str] = http1.INVALID
@@ -157,7 +158,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self.is_used = True
         self._unset_keepalive_if_required()
-        in_head, size = self.receiving == HEAD, len(data)
+        self._pending_bytes += len(data)
         while data:
             try:
                 self.parser.feed_data(data)
@@ -173,10 +174,8 @@ class HttpProtocol(HttpToolsProtocol):
                 self.refuse(*self._problem)
                 return
         self._send_refusal(keep_alive=False)
-        if in_head and self.receiving == HEAD:  # a field that has no end is not announced
-            self._head_bytes += size
-            if self._head_bytes > http1.MAX_HEAD_BYTES:
-                self.refuse(*http1.HEAD_TOO_LARGE)
+        if self.receiving == HEAD and self._pending_bytes > http1.MAX_HEAD_BYTES:  # a field that has no end
+            self.refuse(*http1.HEAD_TOO_LARGE)
 
     def eof_received(self) -> Optional[bool]:  # type: ignore[override]
         """Keep the connection for the answer, if the client has ended its side after a whole request."""
@@ -197,12 +196,13 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.receiving, self.since = HEAD, self.loop.time()
-        self._head_bytes = 0
+        self._head_bytes = self._pending_bytes = 0
         self._upgrades = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
         self._head_bytes += len(name) + len(value) + 4  # the colon, a blank and the end of the line
+        self._pending_bytes = 0
         if self._head_bytes > http1.MAX_HEAD_BYTES or len(self.headers) > http1.MAX_FIELDS:
             self._fail(http1.HEAD_TOO_LARGE)
 

@@ -222,6 +222,17 @@ def test_heads_within_the_bounds_are_accepted(server: Server) -> None:
     assert answer.status == 200
 
 
+@pytest.mark.parametrize("fields", ["".join(f"X-{i}: {'a' * 600}\r\n" for i in range(98)), f"X: {'a' * 60_000}\r\n"])
+def test_a_head_may_arrive_in_pieces(server: Server, fields: str) -> None:
+    data = head("GET", "/healthz", fields + CLOSE)
+    with connected(server) as connection:
+        for begin in range(0, len(data), 15_000):
+            connection.sendall(data[begin : begin + 15_000])
+            time.sleep(0.05)
+        found, _ = received(connection)
+    assert [answer.status for answer in parse(found)] == [200]
+
+
 def test_input_that_is_no_request_is_logged_once_a_minute(server: Server) -> None:
     for _ in range(60):
         exchange(server, b"nonsense\r\n\r\n")
