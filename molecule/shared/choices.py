@@ -1,7 +1,8 @@
 """Chooses what a rehearsal is made of, from what this machine can reach, and prints it as JSON.
 
-Run as `python choices.py IMAGE`, where IMAGE is the base image. The real thing is taken where it can be
-had; what stands in for it is named under `shown`, which the caller puts on the screen.
+Run as `python choices.py IMAGE WHEELS`, where IMAGE is the base image, and WHEELS a directory that keeps a wheel
+which had to be fetched. The real thing is taken where it can be had; what stands in for it is named under `shown`,
+which the caller puts on the screen.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pathlib import Path
 
 GRAFANA_REPOSITORY = "https://apt.grafana.com/gpg.key"
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu/torch/"
+# The last release on PyPI whose wheel has all that it needs, CUDA's libraries included: 776 MB, for Python 3.7 to 3.10.
+WHOLE_TORCH = "1.12.1"
 # Options of pip that mean the same inside a container as on this machine; paths do not.
 PIP_OPTIONS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "default-timeout")
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
@@ -30,6 +33,10 @@ def answers(url: str) -> bool:
             return True
     except (urllib.error.URLError, TimeoutError, OSError):
         return False
+
+
+def version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
 
 
 def output(*command: str) -> str:
@@ -68,19 +75,36 @@ def find_torch_wheels(options: dict[str, list[str]], python: str) -> list[Path]:
     return []
 
 
-def choose(image: str) -> dict[str, object]:
+def fetch_whole_torch(python: str, wheels: Path) -> list[Path]:
+    """Fetch PyPI's wheel for `python` unless it is there already."""
+    wheels.mkdir(parents=True, exist_ok=True)
+    tag, machine = f"cp{python.replace('.', '')}", platform.machine()
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    platforms = [f"--platform={policy}_{machine}" for policy in ("manylinux1", "manylinux2014")]
+    output(*pip, f"--python-version={python}", *platforms, f"--dest={wheels}", f"torch=={WHOLE_TORCH}")
+    return sorted(wheels.glob(f"torch-{WHOLE_TORCH}-{tag}-*_{machine}.whl"))
+
+
+def choose(image: str, kept_wheels: Path) -> dict[str, object]:
     python = output(
         "docker", "run", "--rm", image, "python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"
     )
     options = pip_options()
     torch_wheels = find_torch_wheels(options, python)
-    wheels = str(torch_wheels[0].parent) if torch_wheels else ""
+    torch_version = ""  # the role's own choice
     shown = [f"base image: {image}" + ("" if ":ubuntu-20.04" in image else " stands in for ubuntu:20.04")]
     torch_source = "pip"
-    if wheels:
+    if torch_wheels:
         shown.append("torch: the CPU wheel in this machine's wheel directory (pip's find-links)")
     elif answers(TORCH_INDEX):
         shown.append("torch: PyTorch's CPU wheel index")
+    elif version(python) < version("3.11"):  # whose distribution's torch is too old for the role
+        torch_version = WHOLE_TORCH
+        torch_wheels = fetch_whole_torch(python, kept_wheels)
+        shown.append(
+            f"torch: {torch_version} of PyPI STANDS IN for the role's release, "
+            f"whose CPU wheel for Python {python} cannot be had here"
+        )
     else:
         torch_source = "distro"
         shown.append("torch: the distribution's package stands in for PyTorch's CPU wheel, which cannot be had here")
@@ -90,10 +114,12 @@ def choose(image: str) -> dict[str, object]:
         if grafana_stand_in
         else "grafana: Grafana's own repository"
     )
+    wheels = str(torch_wheels[0].parent) if torch_wheels else ""
     return {
         "base_image": image,
         "shown": shown,
         "torch_source": torch_source,
+        "torch_version": torch_version,
         "torch_find_links": wheels,
         "torch_hashes": [hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in torch_wheels],
         "volumes": [f"{wheels}:{wheels}:ro"] if wheels else [],
@@ -103,4 +129,4 @@ def choose(image: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    json.dump(choose(sys.argv[1]), sys.stdout, indent=2)
+    json.dump(choose(sys.argv[1], Path(sys.argv[2]).resolve()), sys.stdout, indent=2)
