@@ -23,7 +23,10 @@ ABSENT = json.dumps({f"{role}_state": "absent" for role in ROLES.split()})
 # What `absent` leaves, by the READMEs of the roles: what the services have collected.
 COLLECTED = r"/var/lib/(prometheus|grafana)(/|$)"
 # Records of apt, dpkg, systemd and Ansible itself, and links of packages that stay.
-RECORDS = r"/var/lib/(before[.]|(apt|dpkg|systemd|ucf|ufw|python)(/|$))|/etc/(alternatives|rc.[.]d|ufw)/|/(home/deploy|root)/[.]ansible"
+RECORDS = (
+    r"/var/lib/(before[.]|(apt|dpkg|systemd|ucf|ufw|python)(/|$))"
+    r"|/etc/(alternatives|rc.[.]d|ufw)/|/(home/deploy|root)/[.]ansible"
+)
 
 
 @pytest.fixture(scope="module")
