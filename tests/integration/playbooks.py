@@ -31,7 +31,7 @@ class Ansible:
         (inventory / "hosts.yml").symlink_to(REPOSITORY / "molecule" / SCENARIO / "inventory" / "hosts.yml")
         (inventory / "group_vars").symlink_to(REPOSITORY / "inventory" / "group_vars")
         (inventory / "host_vars").symlink_to(REPOSITORY / "molecule" / "shared" / "host_vars")
-        groups: dict[str, Any] = {"all": {"vars": {"ansible_connection": "community.docker.docker"}}}
+        groups: dict[str, Any] = {}
         for platform in yaml.safe_load((REPOSITORY / ".config" / "molecule" / "config.yml").read_text())["platforms"]:
             for group in platform["groups"]:
                 groups.setdefault(group, {"hosts": {}})["hosts"][platform["name"]] = {}
