@@ -18,5 +18,7 @@ except ImportError:
 
 else:
 
-    class StrategyModule(ansible_mitogen.strategy.StrategyMixin, ansible_mitogen.loaders.strategy_loader.get("linear", class_only=True)):
+    class StrategyModule(
+        ansible_mitogen.strategy.StrategyMixin, ansible_mitogen.loaders.strategy_loader.get("linear", class_only=True)
+    ):
         """Mitogen's form of it."""
