@@ -116,6 +116,18 @@ def test_packages_wait_for_another_package_manager_and_need_no_other_repository(
     assert [name for package in packages for name in package if name in ("update_cache", "cache_valid_time")] == []
 
 
+@each_role
+def test_systemd_judges_drop_ins_before_they_are_in_place(role: Path) -> None:
+    tasks = [task for path in (role / "tasks").glob("*.yml") for task in flat(load(path))]
+    templates = [task["ansible.builtin.template"] for task in tasks if "ansible.builtin.template" in task]
+
+    for template in templates:
+        unit = re.fullmatch(r"/etc/systemd/system/(.+[.]service)[.]d/.+", template["dest"])
+        if unit:
+            assert "verify_drop_in.sh" in template.get("validate", ""), template["dest"]
+            assert template["validate"].endswith(f" - %s {unit[1]}")
+
+
 def flat(tasks: Any) -> Any:
     """Return tasks with those of their blocks in a row."""
     for task in tasks:
