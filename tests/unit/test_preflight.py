@@ -639,15 +639,46 @@ def test_too_little_disk_for_a_first_release_is_explained(tmp_path: Path) -> Non
     assert "server has 900 MB free for /opt, and a release needs 1800 MB; free some" in said
 
 
-def judge(directory: Path, role: str, programs: Dict[str, str]) -> str:
+@pytest.mark.parametrize("role", ["model_server", "locust"])
+@pytest.mark.parametrize("interpreter", ["/usr/bin/python3", "python3.11"])
+def test_an_interpreter_without_venv_is_explained_unless_the_role_installs_it(
+    tmp_path: Path, role: str, interpreter: str
+) -> None:
+    variables = {"locust_host": "http://a:8000", f"{role}_python": interpreter}
+    without_venv = {"python3.11": "echo 3.11; exec false"}
+
+    said = judge(tmp_path, role, without_venv, variables=variables)
+
+    if interpreter == "python3.11":
+        assert f"{role}_python is python3.11, which has no ensurepip to make a virtual environment with;" in said
+        assert "install its package on this host, such as python3.11-venv, or set" in said
+    else:
+        assert "failed=0" in said
+
+
+def test_check_mode_without_python3_apt_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "check").mkdir()
+    (tmp_path / "real").mkdir()
+
+    said = judge(tmp_path / "check", "grafana", {"dpkg-query": "exit 1"}, "--check")
+
+    assert "server lacks the package python3-apt, without which check mode knows no packages;" in said
+    assert "install it there" in said
+    assert "failed=0" in judge(tmp_path / "real", "grafana", {"dpkg-query": "exit 1"})
+
+
+def judge(
+    directory: Path, role: str, programs: Dict[str, str], *options: str, variables: Optional[Dict[str, Any]] = None
+) -> str:
     """Run a role's preflight on one host, where programs say something else; return what Ansible says."""
-    inventory = {"all": {"vars": {**LOCAL, "haproxy_model_servers": ["a:8000"]}, "hosts": {"server": {}}}}
+    of_all = {**LOCAL, "haproxy_model_servers": ["a:8000"], **(variables or {})}
+    inventory = {"all": {"vars": of_all, "hosts": {"server": {}}}}
     tasks = [
         {"ansible.builtin.set_fact": {**FOCAL, "cacheable": True}},
         {"ansible.builtin.import_role": {"name": role, "tasks_from": "preflight"}},
     ]
     play = {"hosts": "all", "gather_facts": False, "tasks": tasks}
-    return run_ansible(directory, inventory, [play], programs=programs).stdout
+    return run_ansible(directory, inventory, [play], *options, programs=programs).stdout
 
 
 def test_rollback_takes_names_alone(tmp_path: Path) -> None:
