@@ -278,7 +278,7 @@ WRONG: Dict[str, Dict[str, Any]] = {
     },
     "load_balancers": {
         "unknown_state": ({"haproxy_state": "on"}, "haproxy_state is 'on'; set it to present or absent."),
-        "no_server": ({"haproxy_model_servers": []}, "haproxy_model_servers is empty; set it to a list of model"),
+        "no_server": ({"haproxy_model_servers": []}, "haproxy_model_servers and haproxy_grafana are both empty; set"),
         "one_server": ({"haproxy_model_servers": "a:8000"}, "haproxy_model_servers is not a list; set it to one."),
         "url_as_server": (
             {"haproxy_model_servers": ["http://a:8000"]},
@@ -367,6 +367,7 @@ RIGHT: Dict[str, Dict[str, Any]] = {
     "load_balancers": {
         "as_it_is": {},
         "no_door": {"haproxy_state": "absent", "haproxy_model_servers": []},
+        "grafana_alone": {"haproxy_model_servers": [], "haproxy_grafana": "a:3000"},
         "operators": {
             "haproxy_operators": [{"name": "duty", "password": "123456789abc"}],
             "haproxy_prometheus": "a:9090",
