@@ -82,7 +82,7 @@ def test_tasks_only_import_the_phases(role: Path) -> None:
     actions = [key for task in tasks for key in task if key.startswith("ansible.builtin.")]
     phases = [task["ansible.builtin.import_tasks"] for task in tasks if "ansible.builtin.import_tasks" in task]
 
-    assert set(actions) <= {"ansible.builtin.import_tasks", "ansible.builtin.meta"}
+    assert set(actions) <= {"ansible.builtin.import_tasks", "ansible.builtin.import_role", "ansible.builtin.meta"}
     if "ansible.builtin.import_tasks" in first:
         assert first["ansible.builtin.import_tasks"] == "preflight.yml"
     else:  # a playbook may have begun with it

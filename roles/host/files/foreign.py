@@ -114,6 +114,7 @@ def report(service: Service, root: Path) -> Dict[str, Any]:
     if found and found.unit:
         foreign.insert(0, f"{found.program} (process {found.pid}) of {found.unit} on port {service['port']}")
     return {
+        "role": service["role"],
         "files": files,
         "unit_file": own_unit,
         "stop": found.unit if found else "",

@@ -1,12 +1,17 @@
 """What a host has that the roles of the monitoring did not set up, on a host that the test plays."""
 
 import importlib.util
+import json
+import shutil
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Dict, List
 
 import pytest
 import yaml
+
+from tests.unit.plays import run_play
 
 ROLES = Path(__file__).parents[3] / "roles"
 PROGRAM = ROLES / "host" / "files" / "foreign.py"
@@ -78,7 +83,7 @@ def _host(foreign: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return Host(foreign, tmp_path, monkeypatch)
 
 
-NOTHING: Dict[str, Any] = {"files": [], "unit_file": "", "stop": "", "problems": []}
+NOTHING: Dict[str, Any] = {"role": "prometheus", "files": [], "unit_file": "", "stop": "", "problems": []}
 
 
 def test_bare_host_has_nothing(host: Host) -> None:
@@ -184,3 +189,46 @@ def test_each_file_of_a_role_has_the_line_by_which_it_is_known(role: str) -> Non
 
     assert service["files"]
     assert lines == []
+
+
+@pytest.mark.parametrize("role", ["prometheus", "alertmanager", "node_exporter"])
+def test_phases_know_what_the_host_has_where_preflight_is_skipped(tmp_path: Path, role: str) -> None:
+    """With a phase that says what it knows, in place of its own tasks."""
+    shutil.copytree(ROLES / "host", tmp_path / "roles" / "host")
+    shutil.copytree(ROLES / role, tmp_path / "roles" / role)
+    says = {"ansible.builtin.debug": {"msg": f"known: {{{{ __{role}_foreign.role }}}}"}}
+    (tmp_path / "roles" / role / "tasks" / "configure.yml").write_text(json.dumps([says]))
+    skipped = ("--tags", f"{role}_configure", "--skip-tags", f"{role}_preflight")
+
+    said = play(tmp_path, {"roles": [role]}, *skipped, ROLES_PATH=str(tmp_path / "roles"))
+
+    assert f"known: {role}" in said
+
+
+def test_what_has_given_way_does_not_give_way_again(tmp_path: Path) -> None:
+    """As on a model server with the monitoring, which gets the node exporter twice in a run."""
+    unit = tmp_path / "exporter.service"
+    unit.write_text("[Service]\n")
+    found = {"role": "node_exporter", "files": [], "unit_file": str(unit), "stop": ""}
+    again = {
+        "ansible.builtin.import_role": {"name": "host", "tasks_from": "take_over"},
+        "vars": {"__host_foreign": "{{ __host_foreign_services.node_exporter }}", "__host_restart": "Restart"},
+    }
+    tasks = [{"ansible.builtin.set_fact": {"__host_foreign_services": {"node_exporter": found}}}, again, again]
+    handlers = [{"name": "Restart", "ansible.builtin.debug": {"msg": "restarted"}}]
+
+    stopped = "case $1 in show) printf 'LoadState=loaded\\nActiveState=inactive\\n' ;; is-enabled) echo disabled; exit 1 ;; esac"
+
+    said = play(tmp_path, {"tasks": tasks, "handlers": handlers}, programs={"systemctl": stopped})
+
+    assert "failed=0" in said, said
+    assert (tmp_path / "exporter.service.replaced").exists()
+
+
+def play(directory: Path, parts: Dict[str, Any], *options: str, **settings: Any) -> str:
+    pytest.importorskip("ansible")
+    (directory / "play.yml").write_text(json.dumps([{"hosts": "all", "gather_facts": False, **parts}]))
+    interpreter = f"ansible_python_interpreter={sys.executable}"
+    return run_play(
+        directory, *("-i", "host,", "-c", "local", "-e", interpreter, "play.yml"), *options, **settings
+    ).stdout
