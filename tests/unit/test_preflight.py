@@ -267,6 +267,10 @@ WRONG: Dict[str, Dict[str, Any]] = {
             {"grafana_home_dashboard": "x.json"},
             "grafana_home_dashboard is 'x.json'; set it to one",
         ),
+        "foreign_grafana": (
+            {"grafana_port": 9191},
+            "Port 9191 is taken by docker-proxy (process 77); stop it or set grafana_port to another port.",
+        ),
     },
     "firewall": {
         "unknown_state": ({"firewall_state": "off"}, "firewall_state is 'off'; set it to present or absent."),
@@ -426,7 +430,7 @@ def preflight(directory: Path, group: str) -> Dict[str, str]:
                 "host_address": "192.0.2.1",
                 # What listens on the machine of the tests is not judged, and neither are its files.
                 "firewall_state": "present" if group == "firewall" else "absent",
-                **{f"{role}_take_over": True for role in ("node_exporter", "alertmanager", "prometheus")},
+                **{f"{role}_take_over": True for role in ("node_exporter", "alertmanager", "prometheus", "grafana")},
             },
         },
     }
@@ -620,8 +624,12 @@ def find_each_other(directory: Path, inventory: Dict[str, Any], version: Optiona
         ("model_server", "nginx", 80, ""),
         ("haproxy", "nginx", 80, "haproxy_http_port is 80, where nginx listens on server already;"),
         ("haproxy", "haproxy", 80, ""),
-        ("grafana", "node", 3000, "grafana_port is 3000, where node listens on server already;"),
-        ("grafana", "grafana", 3000, ""),
+        (
+            "grafana",
+            "node",
+            3000,
+            "Port 3000 is taken by node (process 7); stop it or set grafana_port to another port.",
+        ),
     ],
 )
 def test_a_port_that_another_process_has_is_explained(

@@ -1,9 +1,11 @@
 #!/usr/bin/python3
 """Finds what a service of this host has that its role did not set up; prints it as JSON.
 
-The roles of Prometheus, Alertmanager and node exporter run it with `python3 - SERVICE`. SERVICE is JSON: `role` and
-`name`, as users are told; `take_over`, whether the user wants it replaced; `package` and `unit`; the `address` and
-`port` that it is to listen on; `programs`, the names of its process; `files`, each with a line that only the role has.
+The roles of Prometheus, Alertmanager, node exporter and Grafana run it with `python3 - SERVICE`. SERVICE is JSON:
+`role` and `name`, as users are told; `take_over`, whether the user wants it replaced; `package` and `unit`; the
+`address` and `port` that it is to listen on; `programs`, the names of its process; `files`, each with lines of which
+every release of the role writes one and nobody else any; `samples`, what the package makes a file of that dpkg does
+not know.
 What the package left as it was is not foreign: nobody loses anything with it.
 """
 
@@ -35,14 +37,22 @@ def changed_files(service: Service, root: Path) -> List[str]:
         path, digest = line.split()[:2]
         package[path] = digest
     found = []
-    for path, line in service["files"].items():
-        try:
-            content = (root / path.lstrip("/")).read_bytes()
-        except FileNotFoundError:
+    for path, lines in service["files"].items():
+        content = read(root, path)
+        if content is None:
             continue
-        if line.encode() not in content and hashlib.md5(content).hexdigest() != package.get(path):  # noqa: S324
+        sample = read(root, service.get("samples", {}).get(path, ""))
+        known = any(line.encode() in content for line in lines) or content == sample
+        if not known and hashlib.md5(content).hexdigest() != package.get(path):  # noqa: S324
             found.append(path)
     return found
+
+
+def read(root: Path, path: str) -> Optional[bytes]:
+    try:
+        return (root / path.lstrip("/")).read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        return None
 
 
 def unit_file(service: Service, root: Path) -> str:

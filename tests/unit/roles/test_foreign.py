@@ -26,7 +26,7 @@ SERVICE: Dict[str, Any] = {
     "address": "127.0.0.1",
     "port": 9090,
     "programs": ["prometheus"],
-    "files": {CONFIGURATION: "# ours", "/etc/default/prometheus": "# ours"},
+    "files": {CONFIGURATION: ["# ours", "# ours, too"], "/etc/default/prometheus": ["# ours"]},
 }
 OWN = 'LISTEN 0 4096 127.0.0.1:9090 0.0.0.0:* users:(("prometheus",pid=7,fd=7))'
 FOREIGN = 'LISTEN 0 4096 *:9090 *:* users:(("prometheus",pid=8,fd=7))'
@@ -119,6 +119,16 @@ def test_file_of_others_is_said_and_gets_a_backup_when_it_is_taken_over(host: Ho
     assert host.report(take_over=True) == {**NOTHING, "files": [CONFIGURATION]}
 
 
+def test_what_the_packages_script_made_of_a_sample_is_not_foreign(host: Host) -> None:
+    ini, sample = "/etc/grafana/grafana.ini", "/usr/share/grafana/conf/sample.ini"
+    host.write(ini, "stock\n")
+    grafana = {"files": {ini: ["# ours"]}, "samples": {ini: sample}}
+
+    assert host.report(**grafana)["files"] == [ini]
+    host.write(sample, "stock\n")
+    assert host.report(**grafana) == NOTHING
+
+
 def test_service_of_others_on_the_port_is_said_with_its_unit(host: Host) -> None:
     host.sockets = FOREIGN
 
@@ -178,20 +188,20 @@ def test_another_address_is_no_conflict(host: Host) -> None:
     assert host.report(address="[::]")["stop"] == "prom.service"
 
 
-@pytest.mark.parametrize("role", ["prometheus", "alertmanager", "node_exporter"])
+@pytest.mark.parametrize("role", ["prometheus", "alertmanager", "node_exporter", "grafana"])
 def test_each_file_of_a_role_has_the_line_by_which_it_is_known(role: str) -> None:
     service = yaml.safe_load((ROLES / role / "vars" / "main.yml").read_text())[f"__{role}_service"]
-    lines: List[str] = [
-        line
-        for path, line in service["files"].items()
-        if line not in (ROLES / role / f"templates{path}.j2").read_text()
+    unknown: List[str] = [
+        path
+        for path, lines in service["files"].items()
+        if not any(line in (ROLES / role / f"templates{path}.j2").read_text() for line in lines)
     ]
 
     assert service["files"]
-    assert lines == []
+    assert unknown == []
 
 
-@pytest.mark.parametrize("role", ["prometheus", "alertmanager", "node_exporter"])
+@pytest.mark.parametrize("role", ["prometheus", "alertmanager", "node_exporter", "grafana"])
 def test_phases_know_what_the_host_has_where_preflight_is_skipped(tmp_path: Path, role: str) -> None:
     """With a phase that says what it knows, in place of its own tasks."""
     shutil.copytree(ROLES / "host", tmp_path / "roles" / "host")
@@ -217,7 +227,7 @@ def test_what_has_given_way_does_not_give_way_again(tmp_path: Path) -> None:
     tasks = [{"ansible.builtin.set_fact": {"__host_foreign_services": {"node_exporter": found}}}, again, again]
     handlers = [{"name": "Restart", "ansible.builtin.debug": {"msg": "restarted"}}]
 
-    stopped = "case $1 in show) printf 'LoadState=loaded\\nActiveState=inactive\\n' ;; is-enabled) echo disabled; exit 1 ;; esac"
+    stopped = "case $1 in show) printf 'LoadState=loaded\\nActiveState=inactive\\n' ;; is-enabled) exit 1 ;; esac"
 
     said = play(tmp_path, {"tasks": tasks, "handlers": handlers}, programs={"systemctl": stopped})
 

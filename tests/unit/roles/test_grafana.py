@@ -100,17 +100,47 @@ def test_alertmanager_is_a_datasource_for_silences(tmp_path: Path) -> None:
 def test_datasource_of_others_is_named_before_anything_is_touched(
     tmp_path: Path, source: Dict[str, Any], clashes: bool
 ) -> None:
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc" / "mine.yml").write_text(
-        yaml.safe_dump({"apiVersion": 1, "datasources": [source]}) if source else "# sample\n"
-    )
-    facts = {"distribution": "Ubuntu", "distribution_version": "20.04"}
-    tasks = [
-        {"ansible.builtin.set_fact": {**facts, "cacheable": True}},
-        {"ansible.builtin.import_tasks": str(ROLE / "tasks/preflight.yml")},
-    ]
-
-    status, said = play(tmp_path, tasks, __grafana_provisioning=str(tmp_path / "etc"))
+    status, said = preflight(tmp_path, {"datasources": [source]} if source else None)
 
     assert (status != 0) == clashes, said
     assert ("etc/mine.yml has the datasource" in said) == clashes
+
+
+def test_datasources_of_others_that_are_no_yaml_are_named(tmp_path: Path) -> None:
+    status, said = preflight(tmp_path, "password: 'a\n")
+
+    assert status != 0
+    assert "etc/mine.yml on host is no YAML, and Grafana does not start with it; mend or remove the file." in said
+    assert "password" not in said
+
+
+def test_file_with_a_clashing_datasource_is_kept_under_another_name_when_it_is_taken_over(tmp_path: Path) -> None:
+    (move,) = (
+        task
+        for task in yaml.safe_load((ROLE / "tasks/configure.yml").read_text())
+        if "mv" in task.get("ansible.builtin.command", {}).get("argv", [])
+    )
+    move.pop("notify")
+    clashing = {"datasources": [{"name": "mine", "isDefault": True}]}
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "other.yaml").write_text("datasources: [{name: other}]\n")
+
+    status, said = preflight(tmp_path, clashing, move, grafana_take_over=True)
+
+    assert status == 0, said
+    assert sorted(path.name for path in (tmp_path / "etc").iterdir()) == ["mine.yml.replaced", "other.yaml"]
+
+
+def preflight(directory: Path, sources: Any, *tasks: Any, **variables: Any) -> Tuple[int, str]:
+    """Judge a host whose Grafana has the file mine.yml: what is no text is written as YAML."""
+    (directory / "etc").mkdir(exist_ok=True)
+    text = (
+        sources if isinstance(sources, str) else yaml.safe_dump({"apiVersion": 1, **sources}) if sources else "# none\n"
+    )
+    (directory / "etc" / "mine.yml").write_text(text)
+    facts = {"distribution": "Ubuntu", "distribution_version": "20.04"}
+    before = [
+        {"ansible.builtin.set_fact": {**facts, "cacheable": True}},
+        {"ansible.builtin.import_tasks": str(ROLE / "tasks/preflight.yml")},
+    ]
+    return play(directory, [*before, *tasks], __grafana_provisioning=str(directory / "etc"), **variables)
