@@ -59,6 +59,9 @@ def unit_file(service: Service, root: Path) -> str:
     """Return the unit file in place of the package's. Roles of this project write drop-ins alone."""
     path = f"/etc/systemd/system/{service['unit']}"
     file = root / path.lstrip("/")
+    # A package that is removed masks its unit and notes that here; it unmasks it when it is installed again.
+    if file.is_symlink() and (root / "var/lib/systemd/deb-systemd-helper-masked" / service["unit"]).exists():
+        return ""
     return path if file.exists() or file.is_symlink() else ""
 
 

@@ -148,6 +148,18 @@ def test_unit_file_in_place_of_the_packages_is_said(host: Host) -> None:
     assert host.report(take_over=True)["unit_file"] == "/etc/systemd/system/prometheus.service"
 
 
+def test_mask_of_a_package_that_was_removed_is_not_foreign(host: Host) -> None:
+    """The package takes it away when it is installed again, but not a mask of the user's."""
+    mask = host.root / "etc/systemd/system/prometheus.service"
+    mask.parent.mkdir(parents=True)
+    mask.symlink_to("/dev/null")
+    host.units = {}
+    assert host.report(take_over=True)["unit_file"] == "/etc/systemd/system/prometheus.service"
+
+    host.write("/var/lib/systemd/deb-systemd-helper-masked/prometheus.service", "")
+    assert host.report() == NOTHING
+
+
 @pytest.mark.parametrize(
     ("sockets", "process"),
     [(CONTAINER, "docker-proxy (process 9)"), (IN_A_POD, "prometheus (process 10)"), (NAMELESS, "another process")],
