@@ -71,7 +71,7 @@ def test_hosts_are_as_hardened_as_they_were_meant(server: Machine, load: Machine
     for machine in (server, load):
         assert "noexec" in machine.run("findmnt --noheadings --output OPTIONS /tmp")
         assert machine.run("passwd --status root").split()[1] == "L"
-    said = ansible.run("ansible", "all", "--become", "-m", "ansible.builtin.command", "-a", "sh -c 'umask; logname'")
+    said = ansible.run("ansible", "all", "--become", "-m", "ansible.builtin.command", "-a", "sh -c 'umask; echo $SUDO_USER'")
 
     assert said.count("0077") == 2
     assert said.count("deploy") == 2
