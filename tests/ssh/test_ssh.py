@@ -12,7 +12,7 @@ import re
 
 import pytest
 
-from tests.integration.machines import Machine
+from tests.integration.machines import Machine, Prometheus
 from tests.integration.playbooks import Ansible
 
 IMAGE = "/opt/locust/load_test/images/apple_640x480.jpg"
@@ -71,7 +71,9 @@ def test_hosts_are_as_hardened_as_they_were_meant(server: Machine, load: Machine
     for machine in (server, load):
         assert "noexec" in machine.run("findmnt --noheadings --output OPTIONS /tmp")
         assert machine.run("passwd --status root").split()[1] == "L"
-    said = ansible.run("ansible", "all", "--become", "-m", "ansible.builtin.command", "-a", "sh -c 'umask; echo $SUDO_USER'")
+    said = ansible.run(
+        "ansible", "all", "--become", "-m", "ansible.builtin.command", "-a", "sh -c 'umask; echo $SUDO_USER'"
+    )
 
     assert said.count("0077") == 2
     assert said.count("deploy") == 2
@@ -90,8 +92,7 @@ def test_packages_waited_for_the_other_package_manager(server: Machine) -> None:
 def test_model_answers_and_is_watched(server: Machine, load: Machine) -> None:
     assert classified(load) == "apple"
     assert set(server.run(f"systemctl is-active {SERVICES}").split()) == {"active"}
-    up = server.run("curl --silent --fail http://127.0.0.1:9090/prometheus/api/v1/query?query=up")
-    values = {series["metric"]["job"]: series["value"][1] for series in json.loads(up)["data"]["result"]}
+    values = {series["metric"]["job"]: series["value"][1] for series in Prometheus(server).query("up")}
 
     assert values == dict.fromkeys(("model_server", "node", "prometheus", "alertmanager", "haproxy"), "1")
 
