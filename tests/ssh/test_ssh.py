@@ -23,10 +23,13 @@ FILES = "find /etc /home /opt /root /srv /usr/local /var -xdev -not -path '/var/
 ABSENT = json.dumps({f"{role}_state": "absent" for role in ROLES.split()})
 # What `absent` leaves, by the READMEs of the roles: what the services have collected.
 COLLECTED = r"/var/lib/(prometheus|grafana)(/|$)"
-# Records of apt, dpkg, systemd and Ansible itself, and links of packages that stay.
+# What packages, systemd, sudo and Ansible itself write for themselves: packages stay that others need, and so does ufw.
 RECORDS = (
-    r"/var/lib/(before[.]|(apt|dpkg|systemd|ucf|ufw|python)(/|$))"
-    r"|/etc/(alternatives|rc.[.]d|ufw)/|/(home/deploy|root)/[.]ansible"
+    r"/var/lib/(before[.]|(apt|dpkg|systemd|sudo|ucf|ufw|python)(/|$))"
+    r"|/etc/(networks$|(alternatives|rc.[.]d|ufw)/)|/(home/deploy|root)/[.]ansible"
+    r"|/etc/systemd/system/multi-user.target.wants/ufw.service$"
+    # `apt remove` keeps whether the unit was enabled, and masks it until the package is installed again.
+    r"|/etc/systemd/system/(multi-user.target.wants/)?prometheus(-alertmanager)?.service$"
 )
 
 
