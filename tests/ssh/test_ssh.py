@@ -23,9 +23,10 @@ FILES = "find /etc /home /opt /root /srv /usr/local /var -xdev -not -path '/var/
 ABSENT = json.dumps({f"{role}_state": "absent" for role in ROLES.split()})
 # What `absent` leaves, by the READMEs of the roles: what the services have collected.
 COLLECTED = r"/var/lib/(prometheus|grafana)(/|$)"
-# What packages, systemd, sudo and Ansible itself write for themselves: packages stay that others need, and so does ufw.
+# What packages, systemd, sudo, Ansible and the rehearsal's receiver write for themselves.
+# Packages stay that others may need, and so does ufw.
 RECORDS = (
-    r"/var/lib/(before[.]|(apt|dpkg|systemd|sudo|ucf|ufw|python)(/|$))"
+    r"/var/lib/(before[.]|(apt|dpkg|systemd|sudo|ucf|ufw|python|webhook-receiver)(/|$))"
     r"|/etc/(networks$|(alternatives|rc.[.]d|ufw)/)|/(home/deploy|root)/[.]ansible"
     r"|/etc/systemd/system/multi-user.target.wants/ufw.service$"
     # `apt remove` keeps whether the unit was enabled, and masks it until the package is installed again.
