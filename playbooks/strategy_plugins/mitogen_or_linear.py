@@ -4,21 +4,9 @@ Mitogen keeps one interpreter on each host, where Ansible starts one for each ta
 takes less than half the time. `ANSIBLE_STRATEGY=linear` goes without it.
 """
 
-from __future__ import annotations
-
-from ansible.plugins.strategy.linear import StrategyModule as Linear
-
 try:
-    import ansible_mitogen.loaders
-    import ansible_mitogen.strategy
+    from ansible_mitogen.plugins.strategy.mitogen_linear import StrategyModule  # type: ignore[import-untyped]
 except ImportError:
+    from ansible.plugins.strategy.linear import StrategyModule  # type: ignore[import-untyped]
 
-    class StrategyModule(Linear):
-        """Ansible's own, because Mitogen is not installed."""
-
-else:
-
-    class StrategyModule(
-        ansible_mitogen.strategy.StrategyMixin, ansible_mitogen.loaders.strategy_loader.get("linear", class_only=True)
-    ):
-        """Mitogen's form of it."""
+__all__ = ["StrategyModule"]
