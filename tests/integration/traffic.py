@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle, pairwise
@@ -34,9 +34,12 @@ class Traffic:
     The requests are there to be looked at when the traffic has ended.
     """
 
-    def __init__(self, model_server: ModelServer, kept: int = 2, fresh: int = 2) -> None:
+    def __init__(
+        self, model_server: ModelServer, kept: int = 2, fresh: int = 2, images: Sequence[bytes] = IMAGES
+    ) -> None:
         self.clients = kept + fresh
         self._model_server = model_server
+        self._images = images
         self._headers: list[dict[str, str]] = [{}] * kept + [{"Connection": "close"}] * fresh
         self._stop = Event()
         self._executor = ThreadPoolExecutor(self.clients)
@@ -55,7 +58,7 @@ class Traffic:
 
     def _client(self, server: Callable[..., httpx.Client], headers: dict[str, str]) -> list[Request]:
         requests = []
-        images = cycle(IMAGES)
+        images = cycle(self._images)
         with server(headers=headers, timeout=60) as http:
             while not self._stop.is_set():
                 requests.append(send(http, next(images)))
