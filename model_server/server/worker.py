@@ -20,6 +20,7 @@ from model_server.server.handover import ServingMaster
 from model_server.settings import Settings
 
 DRAIN = 5.0  # seconds that idle connections get for one more request, while a successor takes the new ones
+RESTART_DRAIN = 1.0  # the same without a successor: the new ones wait in the socket's backlog, so this is shorter
 ORPHANED = 60.0  # seconds that a worker continues after its master died, if no other takes over
 HEARTBEAT = 1.0  # seconds between two heartbeats for gunicorn
 
@@ -31,7 +32,7 @@ class Server(BaseServer):
 
     When gunicorn's master dies, it continues until the workers of the next master serve, `ORPHANED` seconds at the
     most. While a successor loads, every answer says `Connection: close`, so that few connections are left when the
-    successor serves; those get `DRAIN` seconds for one more request.
+    successor serves; those get `DRAIN` seconds for one more request, or `RESTART_DRAIN` where the service is restarted.
     """
 
     def __init__(self, config: uvicorn.Config, worker: "Worker") -> None:
@@ -98,10 +99,9 @@ class Server(BaseServer):
         signal.alarm(int(DRAIN) + (self.config.timeout_graceful_shutdown or 0) + 10)
         for listener in self._listeners:
             listener.close()
-        if self._worker.serving_master.get() in {None, self._worker.ppid}:
-            return
+        has_successor = self._worker.serving_master.get() not in {None, self._worker.ppid}
         self._set_draining(True)
-        deadline = time.monotonic() + DRAIN
+        deadline = time.monotonic() + (DRAIN if has_successor else RESTART_DRAIN)
         while self.connections() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
 
