@@ -1,6 +1,7 @@
 import http.client
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Callable
@@ -27,6 +28,15 @@ def test_workers_survive_a_lost_master_until_the_next_ones_serve(server: Server,
     wait_for(lambda: connection_header(kept) == "close")
     kept.close()
     wait_for(lambda: not any(map(is_alive, workers)), 20)
+
+
+def test_a_kept_connection_gets_one_more_request_when_the_service_is_restarted(server: Server) -> None:
+    kept = http.client.HTTPConnection(server.url[7:], timeout=10)
+    assert connection_header(kept) is None
+    os.kill(server.master, signal.SIGTERM)
+    time.sleep(0.5)
+    assert connection_header(kept) == "close"
+    kept.close()
 
 
 @pytest.mark.parametrize("server", [{"LEMON_SLEEPS": "0.3", "MODEL_SERVER_TIMEOUT": "4"}], indirect=True)
