@@ -56,7 +56,8 @@ def ssh(server: Machine, tmp_path: Path) -> Iterator[list[str]]:
         "ansible_host": server.address,
         "ansible_user": "root",
         "ansible_ssh_private_key_file": str(key),
-        "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ControlPath=none",
+        "ansible_host_key_checking": False,
+        "ansible_ssh_common_args": "-o UserKnownHostsFile=/dev/null -o ControlPath=none",
     }
     yield ["--extra-vars", json.dumps(variables)]
     server.run("rm -r /root/.ssh")

@@ -143,7 +143,7 @@ def test_nothing_else_was_counted(finished: Run) -> None:
 def test_prometheus_has_locusts_rate(finished: Run, prometheus: Prometheus) -> None:
     """Both are the slope of the counts over the time: an end that is off by a second does not move it much.
 
-    Locust's rows have whole seconds, and while the machine is busy they come late.
+    Locust's rows have whole seconds, and while the machine is busy they come late: over the whole time by up to one.
     """
     steady = [row for row in finished.history if int(row["User Count"]) == USERS]
     times = [int(row["Timestamp"]) + 0.5 for row in steady]
@@ -152,7 +152,9 @@ def test_prometheus_has_locusts_rate(finished: Run, prometheus: Prometheus) -> N
     total = 'sum(fastapi_requests_total{job="model_server", path=~"/|/predict"})'
 
     assert seconds >= 30
-    assert prometheus.total(f"deriv({total}[{seconds}s:1s])", at=times[-1]) == pytest.approx(locust.slope, rel=0.02)
+    assert prometheus.total(f"deriv({total}[{seconds}s:1s])", at=times[-1]) == pytest.approx(
+        locust.slope, rel=0.01 + 1 / seconds
+    )
 
 
 def test_classes_sum_to_the_answered_predictions(finished: Run) -> None:
