@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from tests.integration.machines import SCENARIO, Machine, ModelServer, Prometheus
+from tests.integration.machines import SCENARIO, Machine, ModelServer, Prometheus, WebhookReceiver
 from tests.integration.playbooks import Ansible
 
 FIGURES = pytest.StashKey[list[tuple[str, str]]]()
@@ -51,6 +51,11 @@ def model_server(server: Machine) -> ModelServer:
 @pytest.fixture(scope="session")
 def prometheus(server: Machine) -> Prometheus:
     return Prometheus(server)
+
+
+@pytest.fixture(scope="session")
+def receiver(load: Machine) -> WebhookReceiver:
+    return WebhookReceiver(load)
 
 
 @pytest.fixture(scope="session")

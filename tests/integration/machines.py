@@ -10,6 +10,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -68,6 +69,15 @@ class Machine:
     def main_pid(self, unit: str) -> int:
         """Return the process id of a service's main process: 0 while there is none."""
         return int(self.run("systemctl show --property MainPID --value %s", unit))
+
+    @contextmanager
+    def stopped(self, unit: str) -> Iterator[None]:
+        """Stop a service, and start it in the end."""
+        self.run("systemctl stop %s", unit)
+        try:
+            yield
+        finally:
+            self.run("systemctl start %s", unit)
 
     def journal(self, unit: str, since: str = "-1h", lines: int = 40) -> str:
         return self.run(f"journalctl --unit %s --since %s --lines {lines} --no-pager --output cat", unit, since)

@@ -50,11 +50,6 @@ ANOTHER = {"alertname": "HostMemoryLow", "job": "node", "instance": "server:9100
 
 
 @pytest.fixture(scope="module")
-def receiver(load: Machine) -> WebhookReceiver:
-    return WebhookReceiver(load)
-
-
-@pytest.fixture(scope="module")
 def alertmanager(server: Machine) -> Alertmanager:
     return Alertmanager(server)
 
@@ -111,15 +106,6 @@ def darkened_load(load: Machine, images: Path) -> Iterator[None]:
         load.run("rm --recursive %s", folder)
 
 
-@contextmanager
-def stopped(model_server: ModelServer) -> Iterator[None]:
-    model_server.machine.run("systemctl stop model-server")
-    try:
-        yield
-    finally:
-        model_server.machine.run("systemctl start model-server")
-
-
 def timestamp(moment: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
 
@@ -151,7 +137,7 @@ def test_stopped_server_is_notified_without_its_symptoms(
         }
 
     started = time.time()
-    with stopped(model_server):
+    with model_server.machine.stopped("model-server"):
         wait_until(
             lambda: receiver.told(started, "firing", alertname="TargetDown", **SERVER),
             timeout=30,

@@ -4,21 +4,9 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from tests.integration.machines import Machine
 
 IMAGE = "/opt/locust/load_test/images/apple_640x480.jpg"
-
-
-@pytest.fixture
-def server() -> Machine:
-    return Machine("model-monitoring-offline-server")
-
-
-@pytest.fixture
-def load() -> Machine:
-    return Machine("model-monitoring-offline-load")
 
 
 def test_machines_have_no_way_out(server: Machine, load: Machine) -> None:

@@ -34,21 +34,6 @@ RECORDS = (
 )
 
 
-@pytest.fixture(scope="module")
-def server() -> Machine:
-    return Machine("model-monitoring-ssh-server")
-
-
-@pytest.fixture(scope="module")
-def load() -> Machine:
-    return Machine("model-monitoring-ssh-load")
-
-
-@pytest.fixture(scope="module")
-def ansible(tmp_path_factory: pytest.TempPathFactory) -> Ansible:
-    return Ansible.over_molecule(tmp_path_factory.mktemp("inventory"))
-
-
 def site(ansible: Ansible, *options: str) -> tuple[dict[str, int], str]:
     """Run site.yml, and return how many tasks changed something on each host, and what was said."""
     output = ansible.run("ansible-playbook", "site.yml", *options)
@@ -93,10 +78,10 @@ def test_packages_waited_for_the_other_package_manager(server: Machine) -> None:
     assert [seconds for seconds in installed if seconds >= 60] != []
 
 
-def test_model_answers_and_is_watched(server: Machine, load: Machine) -> None:
+def test_model_answers_and_is_watched(server: Machine, load: Machine, prometheus: Prometheus) -> None:
     assert classified(load) == "apple"
     assert set(server.run(f"systemctl is-active {SERVICES}").split()) == {"active"}
-    values = {series["metric"]["job"]: series["value"][1] for series in Prometheus(server).query("up")}
+    values = {series["metric"]["job"]: series["value"][1] for series in prometheus.query("up")}
 
     assert values == dict.fromkeys(("model_server", "node", "prometheus", "alertmanager", "haproxy"), "1")
 

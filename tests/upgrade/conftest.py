@@ -6,8 +6,9 @@ from tests.integration.conftest import (
     model_server,
     prometheus,
     pytest_terminal_summary,
+    receiver,
     server,
     tell,
 )
 
-__all__ = ["ansible", "load", "model_server", "prometheus", "pytest_terminal_summary", "server", "tell"]
+__all__ = ["ansible", "load", "model_server", "prometheus", "pytest_terminal_summary", "receiver", "server", "tell"]

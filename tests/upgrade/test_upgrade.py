@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -36,11 +34,6 @@ RELEASE_BEFORE = REPOSITORY / ".cache/molecule/upgrade/release"
 DRIFTED = {"alertname": "FeatureDrift", "feature": "brightness"}
 UP = "max_over_time(up[10s]) == 1"  # on a busy machine a single scrape may be late
 FIRING = 'ALERTS{alertname="FeatureDrift",feature="brightness",alertstate="firing"}'
-
-
-@pytest.fixture(scope="module")
-def receiver(load: Machine) -> WebhookReceiver:
-    return WebhookReceiver(load)
 
 
 @pytest.fixture(scope="module")
@@ -144,17 +137,8 @@ def test_alert_goes_on(upgrade: Upgrade, prometheus: Prometheus, receiver: Webho
     assert receiver.told(upgrade.before.moment, "resolved", **DRIFTED) == []
 
 
-@contextmanager
-def stopped(server: Machine, unit: str) -> Iterator[None]:
-    server.run("systemctl stop %s", unit)
-    try:
-        yield
-    finally:
-        server.run("systemctl start %s", unit)
-
-
 def test_new_alert_arrives(upgrade: Upgrade, server: Machine, receiver: WebhookReceiver) -> None:
-    with stopped(server, "haproxy"):
+    with server.stopped("haproxy"):
         wait_until(
             lambda: receiver.told(upgrade.after.moment, "firing", alertname="TargetDown", job="haproxy"),
             timeout=60,
