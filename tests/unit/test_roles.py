@@ -82,7 +82,14 @@ def test_tasks_only_import_the_phases(role: Path) -> None:
     actions = [key for task in tasks for key in task if key.startswith("ansible.builtin.")]
     phases = [task["ansible.builtin.import_tasks"] for task in tasks if "ansible.builtin.import_tasks" in task]
 
-    assert set(actions) <= {"ansible.builtin.import_tasks", "ansible.builtin.import_role", "ansible.builtin.meta"}
+    included = [task["ansible.builtin.include_tasks"] for task in tasks if "ansible.builtin.include_tasks" in task]
+
+    assert set(actions) <= {
+        *("ansible.builtin.import_tasks", "ansible.builtin.include_tasks", "ansible.builtin.import_role"),
+        "ansible.builtin.meta",
+    }
+    # Seldom wanted: imported, each of its tasks would be skipped on its own.
+    assert [phase["file"] for phase in included] == ["remove.yml"]
     if "ansible.builtin.import_tasks" in first:
         assert first["ansible.builtin.import_tasks"] == "preflight.yml"
     else:  # a playbook may have begun with it
@@ -112,7 +119,7 @@ def test_packages_wait_for_another_package_manager_and_need_no_other_repository(
     packages = [task["ansible.builtin.apt"] for tasks in files for task in tasks if "ansible.builtin.apt" in task]
 
     assert [package["lock_timeout"] for package in packages] == [600] * len(packages)
-    # One broken repository would fail them; roles/host/tasks/package_lists.yml names it and goes on.
+    # One broken repository would fail them; roles/host/tasks/apt_update.yml names it and goes on.
     assert [name for package in packages for name in package if name in ("update_cache", "cache_valid_time")] == []
 
 
@@ -137,11 +144,15 @@ def flat(tasks: Any) -> Any:
 
 
 def conditional(role: Path, tasks: Any, condition: str = "") -> Any:
-    """Return (task, its conditions and those of all that it is in), with the tasks of imported files."""
+    """Return (task, its conditions and those of all that it is in), with the tasks of imported and included files."""
     for task in tasks:
         conditions = f"{condition} {task.get('when', '')}".strip()
         yield task, conditions
         imported = task.get("ansible.builtin.import_tasks")
+        included = task.get("ansible.builtin.include_tasks")
+        if included:  # its tasks run for those hosts alone that include it
+            included = included["file"] if isinstance(included, dict) else included
+            yield from conditional(role, load(role / "tasks" / included))
         parts = [load(role / "tasks" / imported)] if imported else [task.get(part, []) for part in BLOCK]
         for part in parts:
             yield from conditional(role, part, conditions)

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Dict
 
 import pytest
 
@@ -64,3 +65,22 @@ def test_nothing_is_said_where_nothing_is_wrong(tmp_path: Path) -> None:
 
     assert "holds the lock" not in said
     assert "WARNING: this host" not in said
+
+
+@pytest.mark.parametrize(("installed", "is_asked"), [({"curl": "8.5"}, False), ({"wget": "1.2"}, True)])
+def test_a_host_with_its_packages_is_not_asked_for_lists(
+    tmp_path: Path, installed: Dict[str, str], is_asked: bool
+) -> None:
+    play = {
+        "hosts": "all",
+        "gather_facts": False,
+        "vars": {"__host_packages": ["curl"], "__host_installed": installed, "__host_package_lists_due": True},
+        "tasks": [{"ansible.builtin.import_tasks": str(TASKS.with_name("packages.yml"))}],
+    }
+    (tmp_path / "play.json").write_text(json.dumps([play]))
+    programs = {"lslocks": ":", "apt-get": f"echo >> {tmp_path}/updates; exit 100"}
+    python = f"ansible_python_interpreter={sys.executable}"
+
+    run_play(tmp_path, "-i", "host,", "-c", "local", "play.json", "-e", python, programs=programs)
+
+    assert (tmp_path / "updates").exists() == is_asked
