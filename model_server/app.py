@@ -85,11 +85,13 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         """Answer as long as the process is alive."""
         return {"status": "alive"}
 
-    @app.get("/readyz", responses={503: {"description": "The model has not answered yet"}})
-    async def readyz() -> Dict[str, str]:
-        """Answer 200 once the model is loaded and has done a forward pass."""
+    @app.get("/readyz", responses={503: {"description": "The model has not answered yet, or the server is drained"}})
+    async def readyz(request: Request) -> Dict[str, str]:
+        """Answer 200 once the model has done a forward pass, unless the server is drained."""
         if not model.ready:
             raise HTTPException(503, "The model is not ready.")
+        if settings.is_drained() and not request.scope.get("self_check"):
+            raise HTTPException(503, "The server is drained: it answers, and a balancer sends it nothing new.")
         return {"status": "ready"}
 
     if internal:

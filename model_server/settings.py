@@ -58,6 +58,10 @@ class Settings(WeightsSettings):
     runtime_dir: Optional[Path] = Field(None, description="directory of the service while it runs, for handovers")
     metrics_dir: Optional[Path] = Field(None, validation_alias=METRICS_DIR, description="shared by all workers")
 
+    def is_drained(self) -> bool:
+        """Return whether the host's administrator has taken this server out of service; it goes on answering."""
+        return self.runtime_dir is not None and (self.runtime_dir / "drained").exists()
+
 
 AnySettings = TypeVar("AnySettings", bound=WeightsSettings)
 

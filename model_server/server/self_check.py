@@ -40,7 +40,7 @@ async def _ask(app: ASGIApp, method: str, path: str, body: bytes) -> None:
         "headers": [(b"host", b"self-check"), (b"content-type", b"image/jpeg"), (b"content-length", b"%d" % len(body))],
         "client": ("127.0.0.1", 0),
         "server": None,
-        "self_check": True,  # needs no key
+        "self_check": True,  # needs no key, and a drained server may start
     }
     answers: List[Message] = []
 

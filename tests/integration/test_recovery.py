@@ -242,6 +242,20 @@ def test_restart_is_ready_when_it_returns(began_by: str, model_server: ModelServ
     assert fallen([before, model_server.counters()]) == {}
 
 
+def test_drained_server_serves_and_stays_drained_over_a_restart(model_server: ModelServer, tell: Tell) -> None:
+    program = "/usr/local/sbin/model-server-deployment"
+    with Traffic(model_server, kept=1) as traffic:
+        model_server.machine.run(f"{program} drain")
+        assert not model_server.ready()
+        model_server.machine.run("systemctl restart model-server")
+        assert not model_server.ready()
+        model_server.machine.run(f"{program} resume")
+        assert model_server.ready()
+
+    tell("drained, restarted and resumed", told(traffic))
+    assert traffic.refused == []
+
+
 def test_stop_holds_until_a_start_which_counts_from_zero(model_server: ModelServer) -> None:
     machine = model_server.machine
     machine.run("systemctl stop model-server")

@@ -37,6 +37,7 @@ WRONG: Dict[str, Dict[str, Any]] = {
         "negative_port": ({"model_server_port": -1}, "model_server_port is -1; set it to a number from 1 to 65535."),
         "high_port": ({"model_server_port": 65536}, "set it to a number from 1 to 65535."),
         "no_port": ({"model_server_port": "http"}, "model_server_port is http; set it to a number from 1 to 65535."),
+        "long_drain": ({"model_server_drain_seconds": 3600}, "set it to seconds from 0 to 600."),
         "no_worker": ({"model_server_workers": 0}, "set it to a number from 1 to 256."),
         "name_as_address": ({"model_server_listen_address": "eth0"}, "set it to an IPv4 address, or"),
         "unknown_torch": ({"model_server_torch_source": "conda"}, "is 'conda'; set it to pip or distro."),
@@ -464,10 +465,11 @@ def stopped(
     directory: Path,
     inventory: Dict[str, Any],
     plays: List[Dict[str, Any]],
+    *options: str,
     programs: Optional[Dict[str, str]] = None,
 ) -> Dict[str, str]:
     """Run plays; host → the sentence that stopped it."""
-    run = run_ansible(directory, inventory, plays, programs=programs)
+    run = run_ansible(directory, inventory, plays, *options, programs=programs)
     (hosts,) = (group["hosts"] for group in inventory.values() if "hosts" in group)
     judged = re.findall(r"^(?:fatal|ok): \[(\w+)\]", run.stdout, flags=re.MULTILINE)
     assert set(judged) == set(hosts), run.stdout
@@ -712,11 +714,11 @@ def test_rollback_takes_names_alone(tmp_path: Path) -> None:
     wrong = {"above": "../0.1.0", "path": "/opt", "option": "--help", "two": "a b"}
     hosts = {"name": {"release": "0.1.0-0a1b"}, **{host: {"release": name} for host, name in wrong.items()}}
     inventory = {"all": {"vars": LOCAL}, "model_servers": {"hosts": hosts}}
-    rollback = (REPOSITORY / "playbooks" / "rollback.yml").read_text()
-    (play,) = yaml.safe_load(rollback)
-    play["vars"]["__rollback_program"] = "/bin/echo"  # instead of what the role would have put on a host
+    (play,) = yaml.safe_load((REPOSITORY / "playbooks" / "rollback.yml").read_text())
+    del play["serial"]  # which would end at the first
+    program = ("--extra-vars", "__model_server_program=/bin/echo")  # instead of what the role would have put on a host
 
-    said = stopped(tmp_path, inventory, [play])
+    said = stopped(tmp_path, inventory, [play], *program)
 
     assert said == {
         host: f"release is '{name}'; set it to the name of a release, without a path." for host, name in wrong.items()

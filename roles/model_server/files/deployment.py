@@ -68,6 +68,7 @@ class Host:
         self.deployment, self.settings = etc / "deployment", etc / "model-server.env"
         self.service, self.socket = units / SERVICE, units / SOCKET
         self.running = root / "run/model-server-deployment"  # copied from `deployment` by the service
+        self.drained = root / "run/model-server/drained"  # the service looks for it; its stop removes it
         self.data = data
 
     def state(self) -> State:
@@ -298,6 +299,24 @@ def serve(host: Host, bundle: str) -> str:
     return f"{wanted} serves."
 
 
+def drain(host: Host) -> str:
+    """Take the server out of service: balancers see 503 at /readyz and send it nothing new; it goes on answering."""
+    if not host.is_active():
+        raise DeploymentError("The model server does not run on this host; there is nothing to drain.")
+    host.drained.touch()
+    return (
+        "The server is drained: /readyz answers 503, other requests are served. `resume` ends it, and so does a stop."
+    )
+
+
+def resume(host: Host) -> str:
+    """Put a drained server back into service."""
+    was_drained = host.drained.exists()
+    if was_drained:
+        host.drained.unlink()
+    return "The server is in service again." if was_drained else "The server was not drained; nothing was changed."
+
+
 def choices(host: Host) -> str:
     """List what can be rolled back to, latest first."""
     serving = host.deployed()
@@ -401,11 +420,16 @@ def main(arguments: Optional[Sequence[str]] = None, root: Path = Path("/")) -> N
     other = commands.add_parser("serve", help="serve another bundle of this host, with the release that serves")
     other.add_argument("bundle")
     commands.add_parser("list", help="list what can be rolled back to, latest first")
+    commands.add_parser(
+        "drain", help="answer 503 to /readyz, so that balancers send nothing new; other requests are served"
+    )
+    commands.add_parser("resume", help="put a drained server back into service")
     options = parser.parse_args(arguments)
     host = Host(root)
     try:
-        if options.command == "list":
-            print(choices(host))  # noqa: T201 - a command's answer
+        at_once = {"list": choices, "drain": drain, "resume": resume}  # these need not wait for a deployment
+        if options.command in at_once:
+            print(at_once[options.command](host))  # noqa: T201 - a command's answer
             return
         # A lost SSH connection or Ctrl-C must not leave links and service in different states.
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):

@@ -21,6 +21,7 @@ from model_server.app import create_app
 from model_server.metrics.predictions import ModelMetrics, Reason, RequestTimings
 from model_server.middleware import WithoutRanges
 from model_server.model.reference import Reference
+from model_server.server.self_check import check
 from model_server.settings import Settings
 from tests.unit.model_server.server.lemon import Lemon
 
@@ -267,6 +268,26 @@ def test_not_ready_until_the_model_is(client: Client, classifier: FakeClassifier
     classifier.ready = False
     assert client.get("/readyz").status_code == 503
     assert client.get("/healthz").status_code == 200
+
+
+def test_a_drained_server_is_not_ready_and_goes_on_answering(
+    classifier: FakeClassifier, encode: Encode, tmp_path: Path
+) -> None:
+    app = create_app(Settings(bundle=Path("none"), runtime_dir=tmp_path), classifier)
+    client = Client(app)
+    assert client.get("/readyz").status_code == 200
+
+    (tmp_path / "drained").touch()
+
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()["detail"][:22]) == (503, "The server is drained:")
+    assert client.get("/healthz").status_code == 200
+    assert post(client, encode()).status_code == 200
+    check(app)  # a successor may take over
+
+    (tmp_path / "drained").unlink()
+
+    assert client.get("/readyz").status_code == 200
 
 
 def test_the_documentation_shows_the_file_field(client: Client) -> None:

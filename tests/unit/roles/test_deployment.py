@@ -467,6 +467,25 @@ def test_bundle_that_is_not_there_or_does_not_load_is_not_served(machine: Machin
     assert machine.texts() == before
 
 
+def test_drained_server_is_put_back_into_service(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    drained = machine.root / "run/model-server/drained"
+
+    assert machine.run("drain").stdout.startswith("The server is drained: /readyz answers 503,")
+    assert drained.exists()
+    assert machine.run("drain").returncode == 0
+    assert machine.run("resume").stdout == "The server is in service again.\n"
+    assert not drained.exists()
+    assert machine.run("resume").stdout == "The server was not drained; nothing was changed.\n"
+
+
+def test_server_that_does_not_run_is_not_drained(machine: Machine) -> None:
+    result = machine.run("drain")
+
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "The model server does not run on this host; there is nothing to drain." in result.stderr
+
+
 def test_is_made_only_of_what_python_3_8_knows() -> None:
     ast.parse(PROGRAM.read_text(), feature_version=(3, 8))
 
