@@ -18,6 +18,8 @@ from typing import Any
 import httpx
 import testinfra  # type: ignore[import-untyped]
 
+Way = Callable[..., httpx.Client]  # options of httpx → a client
+
 SCENARIO = os.environ.get("MOLECULE_SCENARIO_NAME", "default")
 MODEL_SERVER_PORT = 8000
 PROMETHEUS_PORT = 9090
@@ -127,6 +129,11 @@ class ModelServer:
 
     def http(self, **options: Any) -> httpx.Client:
         return self.machine.http(MODEL_SERVER_PORT, **options)
+
+    @property
+    def ways(self) -> list[Way]:
+        """Return the ways to it: by itself, and by the front door."""
+        return [self.http, self.machine.door]
 
     def processes(self) -> dict[int, Mapping[str, str]]:
         """Return the fields of /proc/PID/status for gunicorn's master (first) and its workers."""

@@ -28,12 +28,16 @@ class Ansible:
     @classmethod
     def over_molecule(cls, inventory: Path) -> Ansible:
         """Make the inventory in an empty directory."""
-        (inventory / "hosts.yml").symlink_to(REPOSITORY / "molecule" / SCENARIO / "inventory" / "hosts.yml")
+        scenario = REPOSITORY / "molecule" / SCENARIO
+        settings = yaml.safe_load((REPOSITORY / ".config" / "molecule" / "config.yml").read_text())
+        own = yaml.safe_load((scenario / "molecule.yml").read_text())
+        host_vars = (scenario / "inventory" / "host_vars", REPOSITORY / "molecule" / "shared" / "host_vars")
+        (inventory / "hosts.yml").symlink_to(scenario / "inventory" / "hosts.yml")
         (inventory / "group_vars").symlink_to(REPOSITORY / "inventory" / "group_vars")
-        (inventory / "host_vars").symlink_to(REPOSITORY / "molecule" / "shared" / "host_vars")
+        (inventory / "host_vars").symlink_to(next(path for path in host_vars if path.exists()))
         groups: dict[str, Any] = {}
-        for platform in yaml.safe_load((REPOSITORY / ".config" / "molecule" / "config.yml").read_text())["platforms"]:
-            for group in platform["groups"]:
+        for platform in own.get("platforms", settings["platforms"]):
+            for group in platform.get("groups", []):
                 groups.setdefault(group, {"hosts": {}})["hosts"][platform["name"]] = {}
         (inventory / "groups.json").write_text(json.dumps(groups))
         return cls(inventory)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from pathlib import Path
 from threading import Event
 from types import TracebackType
+from typing import Protocol
 
 import httpx
 
-from tests.integration.machines import ModelServer
+from tests.integration.machines import Way
 
 # All of them in turn: one image again and again would be drift.
 IMAGES = [path.read_bytes() for path in sorted((Path(__file__).parents[2] / "load_test" / "images").glob("*.jp*g"))]
@@ -28,17 +29,23 @@ class Request:
     refused: bool  # no connection could be had
 
 
+class Served(Protocol):
+    """What clients are served by."""
+
+    @property
+    def ways(self) -> Sequence[Way]:
+        """Return the ways to it, which the clients share."""
+
+
 class Traffic:
-    """Some clients keep their connection, the others open one for each request; of both, half come by the front door.
+    """Some clients keep their connection, the others open one for each request; of both, some come by each way.
 
     The requests are there to be looked at when the traffic has ended.
     """
 
-    def __init__(
-        self, model_server: ModelServer, kept: int = 2, fresh: int = 2, images: Sequence[bytes] = IMAGES
-    ) -> None:
+    def __init__(self, served: Served, kept: int = 2, fresh: int = 2, images: Sequence[bytes] = IMAGES) -> None:
         self.clients = kept + fresh
-        self._model_server = model_server
+        self._served = served
         self._images = images
         self._headers: list[dict[str, str]] = [{}] * kept + [{"Connection": "close"}] * fresh
         self._stop = Event()
@@ -46,8 +53,8 @@ class Traffic:
         self._futures: list[Future[list[Request]]] = []
 
     def __enter__(self) -> Traffic:
-        servers = cycle([self._model_server.http, self._model_server.machine.door])
-        self._futures = [self._executor.submit(self._client, *each) for each in zip(servers, self._headers)]
+        each_way = zip(cycle(self._served.ways), self._headers)
+        self._futures = [self._executor.submit(self._client, *each) for each in each_way]
         return self
 
     def __exit__(
@@ -56,10 +63,10 @@ class Traffic:
         self._stop.set()
         self._executor.shutdown()
 
-    def _client(self, server: Callable[..., httpx.Client], headers: dict[str, str]) -> list[Request]:
+    def _client(self, way: Way, headers: dict[str, str]) -> list[Request]:
         requests = []
         images = cycle(self._images)
-        with server(headers=headers, timeout=60) as http:
+        with way(headers=headers, timeout=60) as http:
             while not self._stop.is_set():
                 requests.append(send(http, next(images)))
                 time.sleep(max(0, requests[-1].began + INTERVAL - time.time()))

@@ -1,0 +1,175 @@
+"""A fleet behind its front door: what clients notice when a server fails, is drained or changes.
+
+Molecule's scenario `cluster` runs this as its verify.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.cluster.conftest import Fleet
+from tests.integration.conftest import Tell
+from tests.integration.machines import Machine, ModelServer, WebhookReceiver, docker, wait_until
+from tests.integration.playbooks import Ansible
+from tests.integration.traffic import Traffic
+
+PROGRAM = "/usr/local/sbin/model-server-deployment"
+DEPLOY = ("ansible-playbook", "site.yml", "--tags", "model_server", "--limit", "model_servers")
+
+
+def predictions(server: ModelServer) -> float:
+    """Return how many predictions a server has made."""
+    return sum(value for series, value in server.counters().items() if series.startswith("predictions_total"))
+
+
+def figures(traffic: Traffic) -> str:
+    took = [request.ended - request.began for request in traffic.requests]
+    return f"{len(traffic.failed)} of {len(took)} requests failed, slowest {max(took):.1f} s"
+
+
+def served(fleet: Fleet) -> list[str]:
+    """Return what each server has in its history as the last deployment, and since when its main process runs."""
+    return [server.machine.run(f"{PROGRAM} list | head -n 1") + f" {server.master()}" for server in fleet.servers]
+
+
+@contextmanager
+def without_weights(machine: Machine) -> Iterator[None]:
+    """Take away the weights of the bundle that serves, so that nothing else can be started from it."""
+    current = "/var/lib/model-server/current"
+    (weights,) = machine.run(f"ls {current}/ | grep '^weights'").split()
+    machine.run(f"mv {current}/{weights} {current}/.{weights}")
+    try:
+        yield
+    finally:
+        machine.run(f"mv {current}/.{weights} {current}/{weights}")
+
+
+def test_requests_are_shared(fleet: Fleet, tell: Tell) -> None:
+    before = [predictions(server) for server in fleet.servers]
+    with Traffic(fleet) as traffic:
+        time.sleep(5)
+    made = [predictions(server) - was for server, was in zip(fleet.servers, before, strict=True)]
+
+    tell("two servers", f"{made[0]:.0f} and {made[1]:.0f} predictions")
+    assert traffic.failed == []
+    assert sum(made) == len(traffic.requests)
+    assert min(made) > 0.3 * sum(made)
+
+
+def test_every_server_is_scraped_by_its_name(fleet: Fleet) -> None:
+    up = {each["metric"]["instance"]: each["value"][1] for each in fleet.prometheus.query('up{job="model_server"}')}
+
+    assert up == {"server-1:8000": "1", "server-2:8000": "1"}
+
+
+def test_drained_server_gets_nothing_new_and_nobody_notices(fleet: Fleet, tell: Tell) -> None:
+    first, second = fleet.servers
+    with Traffic(fleet) as traffic:
+        time.sleep(1)
+        first.machine.run(f"{PROGRAM} drain")
+        time.sleep(2)
+        before = predictions(first), predictions(second)
+        time.sleep(2)
+        after = predictions(first), predictions(second)
+        first.machine.run(f"{PROGRAM} resume")
+        wait_until(lambda: predictions(first) > after[0], timeout=5, what="requests for the server that is back")
+
+    tell("drained and resumed", figures(traffic))
+    assert traffic.failed == []
+    assert after[0] == before[0], "after two seconds, the door has noticed"
+    assert after[1] > before[1]
+
+
+def test_killed_server_loses_only_its_requests_in_flight(fleet: Fleet, receiver: WebhookReceiver, tell: Tell) -> None:
+    machine = fleet.servers[0].machine
+    started = time.time()
+    with Traffic(fleet) as traffic:
+        time.sleep(1)
+        docker("kill", machine.container)
+        down = {"alertname": "TargetDown", "job": "model_server", "instance": "server-1:8000"}
+        wait_until(lambda: receiver.told(started, "firing", **down), timeout=60, what="the alert of the server")
+        docker("start", machine.container)
+        wait_until(fleet.servers[0].ready, timeout=90, what="the server after its start")
+        before = predictions(fleet.servers[0])
+        wait_until(
+            lambda: predictions(fleet.servers[0]) > before, timeout=15, what="requests for the server that is back"
+        )
+
+    tell("server killed", f"{figures(traffic)}, longest time without an answer {traffic.longest_gap():.1f} s")
+    assert len(traffic.failed) <= traffic.clients
+    assert max((request.began for request in traffic.failed), default=0) < started + 5
+
+
+def test_hanging_server_delays_only_the_requests_that_it_has(fleet: Fleet, tell: Tell) -> None:
+    machine = fleet.servers[0].machine
+    with Traffic(fleet) as traffic:
+        time.sleep(1)
+        stopped = time.time()
+        docker("pause", machine.container)
+        try:
+            time.sleep(12)
+        finally:
+            docker("unpause", machine.container)
+        time.sleep(3)
+
+    late = [request for request in traffic.requests if request.ended - request.began > 3]
+    tell("server hangs for 12 s", f"{figures(traffic)}, {len(late)} had to wait for it")
+    assert traffic.failed == []
+    assert len(late) <= traffic.clients
+    assert max((request.began for request in late), default=0) < stopped + 4
+
+
+def test_reloaded_door_loses_nothing(fleet: Fleet, tell: Tell) -> None:
+    with Traffic(fleet) as traffic:
+        for _ in range(3):
+            time.sleep(1)
+            fleet.door.run("systemctl reload haproxy")
+
+    tell("front door reloaded three times", figures(traffic))
+    assert traffic.failed == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ("model_server_max_queue_seconds=2", "a setting"),
+        ("model_server_graceful_timeout=29", "the unit, with a restart"),
+    ],
+)
+def test_deployment_takes_one_server_after_the_other(
+    fleet: Fleet, ansible: Ansible, tell: Tell, changed: str, what: str
+) -> None:
+    with Traffic(fleet) as traffic:
+        said = ansible.run(*DEPLOY, "--extra-vars", changed)
+
+    tell(f"rolling deployment of {what}", figures(traffic))
+    assert traffic.failed == []
+    assert said.count("changed: [server-1]") > 1
+    assert all(server.ready() for server in fleet.servers)
+
+
+def test_deployment_that_fails_on_the_first_server_leaves_the_second(
+    fleet: Fleet, ansible: Ansible, tell: Tell
+) -> None:
+    before = served(fleet)
+    with Traffic(fleet) as traffic, without_weights(fleet.servers[0].machine):
+        status, output = ansible.attempt(*DEPLOY, "--extra-vars", "model_server_max_queue_seconds=3")
+
+    tell("rolling deployment that fails", figures(traffic))
+    assert status != 0
+    assert "weights" in output
+    assert served(fleet) == before
+    assert traffic.failed == []
+    assert all(server.ready() for server in fleet.servers)
+
+
+def test_what_was_deployed_before_is_deployed_again(fleet: Fleet, ansible: Ansible, tell: Tell) -> None:
+    with Traffic(fleet) as traffic:
+        ansible.run(*DEPLOY)
+
+    tell("rolling deployment back", figures(traffic))
+    assert traffic.failed == []
