@@ -1,5 +1,6 @@
 """The HTTP interface: the routes, their answers, and how the rooms are put together."""
 
+import gzip
 import sys
 from pathlib import Path
 from typing import Any, Callable, Coroutine, Dict, List, Optional
@@ -19,7 +20,7 @@ from model_server.metrics.journal import LimitedLog
 from model_server.metrics.predictions import ModelMetrics, Reason
 from model_server.metrics.requests import RequestMetrics
 from model_server.metrics.slots import check_metrics_dir
-from model_server.middleware import InternalPages, Methods, WithoutRanges, allowed_methods
+from model_server.middleware import LOOPBACK, InternalPages, Methods, WithoutRanges, allowed_methods
 from model_server.model.bundle import BundleError, read_bundle
 from model_server.networks import Networks
 from model_server.predict import PREDICT_ERRORS, PREDICT_REQUEST, ImageClassifier, Prediction, Predictor
@@ -135,7 +136,12 @@ def instrument(
         # A new connection is accepted by a worker that is idle; over a keep-alive one, a scrape would wait for the
         # predictions of its worker.
         headers = {"Content-Type": CONTENT_TYPE, "Connection": "close"}
-        return Response(counted + metrics.constants, headers=headers)
+        content = counted + metrics.constants
+        # A fifth of the bytes for less than a millisecond; on the host itself, bytes cost nothing.
+        elsewhere = request.client is not None and request.client.host not in LOOPBACK
+        if elsewhere and "gzip" in request.headers.get("accept-encoding", ""):
+            content, headers["Content-Encoding"] = gzip.compress(content, compresslevel=1), "gzip"
+        return Response(content, headers=headers)
 
     app.add_route("/metrics", serve)
     paths = frozenset(route.path for route in app.routes if isinstance(route, Route))

@@ -60,6 +60,17 @@ def test_requests_are_shared(fleet: Fleet, tell: Tell) -> None:
     assert min(made) > 0.3 * sum(made)
 
 
+def test_all_servers_have_the_same_bytes(fleet: Fleet) -> None:
+    sums = [
+        server.machine.run("sh -c 'cd -P /var/lib/model-server/current && pwd && sha256sum *'")
+        for server in fleet.servers
+    ]
+
+    assert "weights" in sums[0]
+    assert sums[0] == sums[1]
+    assert [server.machine.run("find /var/tmp -name 'model-server-*'") for server in fleet.servers] == ["", ""]
+
+
 def test_every_server_is_scraped_by_its_name(fleet: Fleet) -> None:
     up = {each["metric"]["instance"]: each["value"][1] for each in fleet.prometheus.query('up{job="model_server"}')}
 

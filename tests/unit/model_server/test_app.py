@@ -290,6 +290,20 @@ def test_a_drained_server_is_not_ready_and_goes_on_answering(
     assert client.get("/readyz").status_code == 200
 
 
+def test_metrics_are_compressed_for_other_hosts_that_ask_for_it(classifier: FakeClassifier) -> None:
+    app = create_app(Settings(bundle=Path("none")), classifier)
+    here, elsewhere = Client(app), Client(app, "10.0.0.9")
+
+    plain = here.get("/metrics")
+    compressed = elsewhere.get("/metrics")
+    unasked = elsewhere.request("GET", "/metrics", headers={"Accept-Encoding": "identity"})
+
+    assert compressed.headers["content-encoding"] == "gzip"
+    assert int(compressed.headers["content-length"]) < 0.4 * int(plain.headers["content-length"])
+    assert "content-encoding" not in {**plain.headers, **unasked.headers}
+    assert unasked.text.splitlines()[:3] == compressed.text.splitlines()[:3]
+
+
 def test_the_documentation_shows_the_file_field(client: Client) -> None:
     operation = client.get("/openapi.json").json()["paths"]["/predict"]["post"]
     form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
