@@ -3,10 +3,11 @@
 import csv
 import subprocess
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Iterator, List
+from threading import Event, Thread
+from typing import Callable, Dict, Iterator, List, Sequence
 
 import pytest
 
@@ -24,14 +25,18 @@ class Counting(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answering)
         self.paths: List[str] = []
+        self.running = Event()  # answers wait for it
+        self.running.set()
 
 
 class Answering(BaseHTTPRequestHandler):
     server: Counting
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.paths.append(self.path)
+        self.server.running.wait()
         self.send_response(400)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -50,12 +55,79 @@ def server() -> Iterator[Counting]:
         server.shutdown()
 
 
+def locust(directory: Path, server: Counting, *options: str, locustfile: Path = LOCUSTFILE) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "locust", "--locustfile", str(locustfile), "--headless", "--csv", "run"]
+    command += ["--stop-timeout", "10", "--host", f"http://127.0.0.1:{server.server_port}", *options]
+    return subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def rows(directory: Path) -> Dict[str, Dict[str, str]]:
+    """Return the lines of the figures by the name of what was asked for; the sum of all is `Aggregated`."""
+    return {row["Name"]: row for row in csv.DictReader((directory / "run_stats.csv").read_text().splitlines())}
+
+
 def test_csv_files_hold_the_last_requests(server: Counting, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE), "--headless", "--csv", "run"]
-    command += ["--users", "100", "--spawn-rate", "100", "--run-time", "2s", "--stop-timeout", "10"]
-    command += ["--host", f"http://127.0.0.1:{server.server_port}"]
+    said, _ = locust(tmp_path, server, "--users", "100", "--spawn-rate", "100", "--run-time", "2s").communicate()
 
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert int(rows(tmp_path)["Aggregated"]["Request Count"]) == len(server.paths) > 0, said
 
-    total = list(csv.DictReader((tmp_path / "run_stats.csv").read_text().splitlines()))[-1]
-    assert int(total["Request Count"]) == len(server.paths) > 0, run.stderr
+
+# As the deployed users, but without a pause, as many load tests are.
+RESTLESS = f"""
+from importlib.util import module_from_spec, spec_from_file_location
+from locust import constant
+spec = spec_from_file_location("lab", {str(LOCUSTFILE)!r})
+lab = module_from_spec(spec)
+spec.loader.exec_module(lab)
+ModelServerUser = lab.ModelServerUser
+ModelServerUser.wait_time = constant(0)
+"""
+
+
+@pytest.mark.parametrize("options", [("--rate", "50"), ("--users", "2", "--spawn-rate", "2")], ids=["open", "closed"])
+def test_only_a_constant_rate_shows_that_a_server_stalled(
+    server: Counting, tmp_path: Path, options: Sequence[str]
+) -> None:
+    (tmp_path / "restless.py").write_text(RESTLESS)
+    images = ("--images", str(LOCUSTFILE.parent / "images"))
+
+    with locust(tmp_path, server, *options, *images, "--run-time", "8s", locustfile=tmp_path / "restless.py") as run:
+        wait_for(lambda: len(server.paths) > 20)
+        server.running.clear()
+        time.sleep(2)
+        server.running.set()
+        said, _ = run.communicate()
+
+    total = rows(tmp_path)["Aggregated"]
+    assert int(total["Request Count"]) == len(server.paths), said
+    if "--rate" in options:
+        assert 300 < int(total["Request Count"]) < 410, said
+        assert 1000 < float(total["99%"]) < 3000, said
+    else:  # two of many requests were late: the others were never sent
+        assert float(total["99%"]) < 1000 < float(total["100%"]), said
+
+
+def test_requests_that_cannot_be_sent_are_counted(server: Counting, tmp_path: Path) -> None:
+    (tmp_path / "patient.py").write_text(RESTLESS + "lab.IN_FLIGHT = 5\n")
+    server.running.clear()
+
+    with locust(tmp_path, server, "--rate", "20", "--run-time", "3s", locustfile=tmp_path / "patient.py") as run:
+        time.sleep(4)
+        server.running.set()
+        said, _ = run.communicate()
+
+    assert rows(tmp_path)["(not sent)"]["Failure Count"] == rows(tmp_path)["(not sent)"]["Request Count"] != "0", said
+    assert len(server.paths) == 5
+
+
+def test_a_negative_rate_is_explained(server: Counting, tmp_path: Path) -> None:
+    said, _ = locust(tmp_path, server, "--rate", "-1").communicate()
+
+    assert "locust: --rate is -1; set it to requests a second, or to 0 for users who wait." in said
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -60,6 +60,7 @@ def locustfile(monkeypatch: pytest.MonkeyPatch) -> Any:
     vars(locust).update(
         HttpUser=object,
         between=lambda shortest, longest: (shortest, longest),
+        constant=lambda seconds: seconds,
         task=_task,
         events=SimpleNamespace(init=listener, init_command_line_parser=listener, test_stop=listener),
     )
