@@ -194,9 +194,7 @@ class OpenModelUser(ServerUser):
         sleep(max(0.0, self._due - time()))
         if self._waiting.full():
             error = NotSentError(f"{IN_FLIGHT} requests waited for their answers")
-            self.environment.events.request.fire(
-                request_type="", name="(not sent)", response_time=0, response_length=0, exception=error, context={}
-            )
+            self.environment.stats.log_error("", "(not sent)", error)  # it is a failure without a latency
         else:
             self._waiting.spawn(random.choice(ModelServerUser.tasks), Arrival(self.client, self._due))
         self._due += self._interval
