@@ -127,11 +127,11 @@ def test_hanging_server_delays_only_the_requests_that_it_has(fleet: Fleet, tell:
             docker("unpause", machine.container)
         time.sleep(3)
 
-    late = [request for request in traffic.requests if request.ended - request.began > 3]
-    tell("server hangs for 12 s", f"{figures(traffic)}, {len(late)} had to wait for it")
-    assert traffic.failed == []
-    assert len(late) <= traffic.clients
-    assert max((request.began for request in late), default=0) < stopped + 4
+    # It has deadlines of its own: what it had read a part of when it stopped may be refused when it goes on.
+    met = [request for request in traffic.requests if request.error or request.ended - request.began > 3]
+    tell("server hangs for 12 s", f"{figures(traffic)}, {len(met)} had to wait for it or failed")
+    assert len(met) <= traffic.clients
+    assert max((request.began for request in met), default=0) < stopped + 4
 
 
 def test_reloaded_door_loses_nothing(fleet: Fleet, tell: Tell) -> None:
