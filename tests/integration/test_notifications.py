@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +145,8 @@ def test_stopped_server_is_notified_without_its_symptoms(
         tell("model server stopped", f"notified {down - started:.1f} s later")
         with posted(alertmanager, [*SYMPTOMS, *OTHERS]):
             for other in OTHERS:
-                wait_until(
-                    lambda other=other: receiver.told(down, "firing", posted_by="test", **other),
-                    timeout=10,
-                    what=f"{other['alertname']}, which is no symptom",
-                )
+                told = partial(receiver.told, down, "firing", posted_by="test", **other)
+                wait_until(told, timeout=10, what=f"{other['alertname']}, which is no symptom")
             assert silenced() == {symptom["alertname"] for symptom in SYMPTOMS}
             time.sleep(3)  # by now a symptom would have been notified
         names = {alert.labels["alertname"] for alert in receiver.told(down, "firing")}
