@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence
 
 SERVICE = "model-server.service"
 SOCKET = "model-server.socket"
@@ -303,10 +304,37 @@ def drain(host: Host) -> str:
     """Take the server out of service: balancers see 503 at /readyz and send it nothing new; it goes on answering."""
     if not host.is_active():
         raise DeploymentError("The model server does not run on this host; there is nothing to drain.")
-    host.drained.touch()
+    put_out_of_service(host)
     return (
         "The server is drained: /readyz answers 503, other requests are served. `resume` ends it, and so does a stop."
     )
+
+
+def put_out_of_service(host: Host) -> None:
+    # The directory is the service's: what it may have put there is not followed.
+    os.close(os.open(str(host.drained), os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o644))
+
+
+@contextmanager
+def drained(host: Host) -> Iterator[None]:
+    """Keep the server out of service meanwhile, if MODEL_SERVER_DRAIN_SECONDS says how long balancers need to notice.
+
+    A server that has been drained before stays so.
+    """
+    seconds = int(os.environ.get("MODEL_SERVER_DRAIN_SECONDS", "0"))
+    was_drained = host.drained.exists()
+    takes_out = seconds > 0 and not was_drained and host.is_active()
+    if takes_out:
+        put_out_of_service(host)
+        time.sleep(seconds)
+    try:
+        yield
+    finally:
+        if takes_out:
+            resume(host)
+            time.sleep(seconds)
+        elif was_drained and not host.drained.exists() and host.is_active():  # a socket that moves stops the service
+            put_out_of_service(host)
 
 
 def resume(host: Host) -> str:
@@ -437,10 +465,12 @@ def main(arguments: Optional[Sequence[str]] = None, root: Path = Path("/")) -> N
         # Wait for a run whose play was killed.
         fcntl.flock(os.open(str(host.data), os.O_RDONLY), fcntl.LOCK_EX)
         settle(host)
-        if options.command == "serve":
-            print(serve(host, options.bundle))  # noqa: T201
-        else:
-            print(apply(host) if options.command == "apply" else rollback(host, options.release))  # noqa: T201
+        with drained(host):
+            if options.command == "serve":
+                said = serve(host, options.bundle)
+            else:
+                said = apply(host) if options.command == "apply" else rollback(host, options.release)
+        print(said)  # noqa: T201
     except (DeploymentError, OSError) as error:
         sys.exit(str(error))
 

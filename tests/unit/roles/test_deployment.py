@@ -479,6 +479,26 @@ def test_drained_server_is_put_back_into_service(machine: Machine) -> None:
     assert machine.run("resume").stdout == "The server was not drained; nothing was changed.\n"
 
 
+def test_server_is_drained_while_it_changes_and_put_back_even_if_it_fails(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.deploy("a", "m")
+    drained = machine.root / "run/model-server/drained"
+    looks = f"[ -e {drained} ] && echo drained >>log || echo serving >>log"
+    program = machine.root / "bin" / "systemctl"
+    program.write_text(program.read_text().replace("  restart | reload)", f"  restart | reload)\n    {looks}"))
+    monkeypatch.setenv("MODEL_SERVER_DRAIN_SECONDS", "1")
+
+    assert machine.deploy("b", "m").returncode == 0
+    assert machine.deploy("b", "bad").returncode == 1
+    assert not drained.exists()
+    assert (machine.root / "log").read_text().split().count("drained") >= 2
+
+    drained.touch()  # by somebody who works on the server
+    assert machine.deploy("c", "m").returncode == 0
+    assert drained.exists()
+
+
 def test_server_that_does_not_run_is_not_drained(machine: Machine) -> None:
     result = machine.run("drain")
 

@@ -1,4 +1,4 @@
-"""Servers of a fleet change one after the other, drained; what happens on each is logged in place of it."""
+"""Servers of a fleet change one after the other; what happens on each is logged in place of it."""
 
 import json
 import shutil
@@ -16,12 +16,14 @@ pytest.importorskip("ansible")
 # In place of model-server-deployment: each host has one of its own.
 PROGRAM = """\
 #!/bin/sh
-echo "{host} $1" >>{log}
-[ "{host} $1" != "{broken}" ] || {{ echo "{host} does not serve." >&2; exit 1; }}
+echo "{host} $1, drained for $MODEL_SERVER_DRAIN_SECONDS s" >>{log}
+[ "{host}" != "{broken}" ] || {{ echo "{host} does not serve." >&2; exit 1; }}
 """
 
 
-def roll_over(directory: Path, broken: str = "", drain_seconds: int = 1, differ: str = "abc") -> Tuple[str, List[str]]:
+def roll_over(
+    directory: Path, broken: str = "", drain_seconds: int = 3, absent: str = "", others_serve: bool = True
+) -> Tuple[str, List[str]]:
     """Run the part of the role that changes three servers; return what the screen says, and what was done where."""
     log = directory / "log"
     log.touch()
@@ -33,8 +35,9 @@ def roll_over(directory: Path, broken: str = "", drain_seconds: int = 1, differ:
     (turns,) = (
         task for task in yaml.safe_load(service.read_text()) if task["name"] == "Service is rolled over if they differ"
     )
-    difference = {"__model_server_difference": {"rc": "{{ (inventory_hostname in differ) | int }}"}}
-    service.write_text(json.dumps([{"ansible.builtin.set_fact": difference}, turns]))
+    present = "inventory_hostname not in absent"
+    difference = {"ansible.builtin.command": "false", "register": "__model_server_difference", "failed_when": False}
+    service.write_text(json.dumps([{**difference, "when": present}, {**turns, "when": present}]))
     role = {"ansible.builtin.import_role": {"name": "model_server", "tasks_from": "service"}}
     play = {"hosts": "all", "gather_facts": False, "tasks": [role]}
     (directory / "play.yml").write_text(json.dumps([play]))
@@ -42,35 +45,43 @@ def roll_over(directory: Path, broken: str = "", drain_seconds: int = 1, differ:
         "ansible_python_interpreter": sys.executable,
         "__model_server_program": f"{directory}/{{{{ inventory_hostname }}}}",
         "model_server_drain_seconds": drain_seconds,
-        "differ": differ,
+        "absent": absent,
     }
-    arguments = ("-i", "a,b,c,", "-c", "local", "-e", json.dumps(variables), "play.yml")
-    run = run_play(directory, *arguments, ROLES_PATH=str(directory / "roles"))
+    (directory / "hosts.json").write_text(json.dumps({"model_servers": {"hosts": {host: {} for host in "abc"}}}))
+    arguments = ("-i", "hosts.json", "-c", "local", "-e", json.dumps(variables), "play.yml")
+    programs = {"systemctl": f"exit {0 if others_serve else 3}"}
+    run = run_play(directory, *arguments, programs=programs, ROLES_PATH=str(directory / "roles"))
     return run.stdout, log.read_text().splitlines()
 
 
-def test_one_server_after_the_other_is_drained_changed_and_put_back(tmp_path: Path) -> None:
+def test_one_server_after_the_other_is_drained_and_changed(tmp_path: Path) -> None:
     said, done = roll_over(tmp_path)
 
-    assert done == [f"{host} {verb}" for host in "abc" for verb in ("drain", "apply", "resume")], said
+    assert done == [f"{host} apply, drained for 3 s" for host in "abc"], said
     assert "failed=0" in said
 
 
-def test_the_first_that_fails_is_put_back_and_the_rest_stay_as_they_are(tmp_path: Path) -> None:
-    said, done = roll_over(tmp_path, broken="b apply")
+def test_the_first_that_fails_ends_the_play_and_the_rest_stay_as_they_are(tmp_path: Path) -> None:
+    said, done = roll_over(tmp_path, broken="b")
 
-    assert done == ["a drain", "a apply", "a resume", "b drain", "b apply", "b resume"], said
+    assert done == ["a apply, drained for 3 s", "b apply, drained for 3 s"], said
     assert "b does not serve." in said
 
 
-def test_server_that_cannot_be_drained_is_changed_without(tmp_path: Path) -> None:
-    said, done = roll_over(tmp_path, broken="b drain", differ="bc")
+def test_server_that_is_absent_has_no_turn(tmp_path: Path) -> None:
+    said, done = roll_over(tmp_path, absent="a")
 
-    assert done == ["b drain", "b apply", "c drain", "c apply", "c resume"], said
+    assert done == ["b apply, drained for 3 s", "c apply, drained for 3 s"], said
     assert "failed=0" in said
 
 
-def test_a_single_server_stays_in_service(tmp_path: Path) -> None:
-    _, done = roll_over(tmp_path, drain_seconds=0, differ="a")
+def test_the_last_server_that_serves_stays_in_service(tmp_path: Path) -> None:
+    said, done = roll_over(tmp_path, others_serve=False)
 
-    assert done == ["a apply"]
+    assert done == [f"{host} apply, drained for 0 s" for host in "abc"], said
+
+
+def test_a_single_server_stays_in_service(tmp_path: Path) -> None:
+    _, done = roll_over(tmp_path, drain_seconds=0, absent="bc")
+
+    assert done == ["a apply, drained for 0 s"]
