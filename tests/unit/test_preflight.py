@@ -715,7 +715,6 @@ def test_rollback_takes_names_alone(tmp_path: Path) -> None:
     hosts = {"name": {"release": "0.1.0-0a1b"}, **{host: {"release": name} for host, name in wrong.items()}}
     inventory = {"all": {"vars": LOCAL}, "model_servers": {"hosts": hosts}}
     (play,) = yaml.safe_load((REPOSITORY / "playbooks" / "rollback.yml").read_text())
-    del play["serial"]  # which would end at the first
     program = ("--extra-vars", "__model_server_program=/bin/echo")  # instead of what the role would have put on a host
 
     said = stopped(tmp_path, inventory, [play], *program)
