@@ -604,6 +604,21 @@ def test_an_inventory_needs_nothing_but_its_hosts_and_beats_what_is_wired(tmp_pa
     }
 
 
+def test_lists_of_hosts_have_the_order_of_the_inventory(tmp_path: Path) -> None:
+    """Another order in each run would be a change in each run."""
+    servers = [f"server{number}" for number in range(6)]
+    inventory = {
+        "all": {"vars": {"haproxy_state": "present"}},
+        "model_servers": {"hosts": {name: {} for name in servers}},
+        "load_balancers": {"hosts": {"door": {}}},
+    }
+    (tmp_path / "hosts.json").write_text(json.dumps(inventory))
+
+    said = values(tmp_path, "{{ haproxy_model_servers | default([]) }}")
+
+    assert said["door"] == [f"{name}:8000" for name in servers]
+
+
 def values(inventory: Path, template: str) -> Dict[str, Any]:
     """Return what a template says on each host, beside the playbooks."""
     run = subprocess.run(
