@@ -7,9 +7,11 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
-from typing import Callable, Dict, Iterator, List, Sequence
+from typing import Dict, Iterator, List, Sequence
 
 import pytest
+
+from tests.unit.model_server.server.gunicorn_process import wait_for
 
 pytest.importorskip("locust.stats", reason="needs Locust", exc_type=ImportError)
 
@@ -92,7 +94,7 @@ def test_only_a_constant_rate_shows_that_a_server_stalled(
     images = ("--images", str(LOCUSTFILE.parent / "images"))
 
     with locust(tmp_path, server, *options, *images, "--run-time", "8s", locustfile=tmp_path / "restless.py") as run:
-        wait_for(lambda: len(server.paths) > 20)
+        wait_for(lambda: len(server.paths) > 20, seconds=30)
         server.running.clear()
         time.sleep(2)
         server.running.set()
@@ -125,10 +127,3 @@ def test_a_negative_rate_is_explained(server: Counting, tmp_path: Path) -> None:
     said, _ = locust(tmp_path, server, "--rate", "-1").communicate()
 
     assert "locust: --rate is -1; set it to requests a second, or to 0 for users who wait." in said
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
