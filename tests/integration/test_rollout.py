@@ -31,7 +31,7 @@ UNIT = "rollout-load"
 # In production the controller is another machine: here it must not take CPU time from the server.
 DEPLOY = ["nice", "-n", "19", "ansible-playbook", "site.yml", "--tags", "model_server", "--limit", "server"]
 # Tasks of the role, and the seconds after which they are interrupted.
-INSTALLS, LAID_OUT = ("PyTorch is installed", 2), ("Running service is the one that is deployed", 0)
+INSTALLS, LAID_OUT = ("Model server is installed", 1), ("Running service is the one that is deployed", 0)
 ROLLS_OVER = ("Model server is rolled over", 2)
 BOARD = json.loads((REPOSITORY / "roles/grafana/files/dashboards/model-monitoring.json").read_text())
 HOME, DATA = "/opt/model-server", "/var/lib/model-server"
@@ -131,6 +131,11 @@ class ServedModel:
         assert [running["release"], running["bundle"]] == links
         return Deployment(*links)
 
+    def megabytes_beside(self, deployment: Deployment, another: Deployment) -> float:
+        """Return what a release takes of the disk beside another one, whose files may be its own."""
+        sizes = self._server.run("du --summarize %s %s", *(f"{HOME}/releases/{each.release}" for each in (deployment, another)))
+        return int(sizes.splitlines()[1].split()[0]) / 1024
+
     @property
     def info(self) -> Mapping[str, str]:
         """The labels of model_info."""
@@ -207,6 +212,7 @@ def test_new_code_after_interrupted_deployments(model: ServedModel, users: Users
     after = model.deployed
     assert (after.release != before.release, after.bundle) == (True, before.bundle)
     assert model.info["release"] == after.release
+    assert model.megabytes_beside(before, after) < 50, "PyTorch is there twice"
     wait_until(lambda: model.is_marked(since), timeout=10, what="a mark on the dashboard")
 
 
