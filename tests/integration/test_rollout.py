@@ -133,7 +133,8 @@ class ServedModel:
 
     def megabytes_beside(self, deployment: Deployment, another: Deployment) -> float:
         """Return what a release takes of the disk beside another one, whose files may be its own."""
-        sizes = self._server.run("du --summarize %s %s", *(f"{HOME}/releases/{each.release}" for each in (deployment, another)))
+        paths = [f"{HOME}/releases/{each.release}" for each in (deployment, another)]
+        sizes = self._server.run("du --summarize %s %s", *paths)
         return int(sizes.splitlines()[1].split()[0]) / 1024
 
     @property
