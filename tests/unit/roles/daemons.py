@@ -24,13 +24,13 @@ HURRY = ("--cluster.gossip-interval=20ms", f"--cluster.peer-timeout={PEER_TIMEOU
 LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def needs(name: str) -> pytest.MarkDecorator:
-    """Skip a test where a daemon cannot be run."""
+def needs(name: str, *flags: str) -> pytest.MarkDecorator:
+    """Skip a test where a daemon cannot be run, or is too old for its flags."""
     try:
-        works = subprocess.run([name, "--version"], capture_output=True, check=False).returncode == 0
+        works = subprocess.run([name, *flags, "--version"], capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
         works = False
-    return pytest.mark.skipif(not works, reason=f"needs {name}: script/bootstrap extracts it")
+    return pytest.mark.skipif(not works, reason=f"needs {' '.join([name, *flags])}: script/bootstrap extracts it")
 
 
 def free_ports(count: int, addresses: Sequence[str] = ("127.0.0.1",)) -> List[int]:
@@ -117,6 +117,17 @@ def prometheus(directory: Path, host: "Host", *further: str) -> Iterator["subpro
     places = (f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data")
     ready = f"http://{host.prometheus}/-/ready"
     with running("prometheus", *given, *places, *further, ready=ready, log=directory / "log") as process:
+        yield process
+
+
+@contextmanager
+def store(directory: Path, address: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a Prometheus that scrapes nothing and takes what others write to it."""
+    directory.mkdir()
+    (directory / "prometheus.yml").write_text("")
+    places = (f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data")
+    command = ("prometheus", f"--web.listen-address={address}", "--web.enable-remote-write-receiver", *places)
+    with running(*command, ready=f"http://{address}/-/ready", log=directory / "log") as process:
         yield process
 
 
