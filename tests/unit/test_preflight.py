@@ -236,6 +236,15 @@ WRONG: Dict[str, Dict[str, Any]] = {
         "computed_alertmanager": ({"prometheus_inventory_alertmanagers": ["a:0"]}, "The inventory gives a:0 as an"),
         "computed_peer": ({"prometheus_peers": ["a"]}, "The inventory gives a as an address to scrape or to send"),
         "one_peer": ({"prometheus_peers": "a:9090"}, "prometheus_peers is not a list; set it to one of host:port."),
+        "shard_too_many": (
+            {"prometheus_shards": 2, "prometheus_shard": 2},
+            "is '2' and prometheus_shard '2'; set the first to a number of 1 or more, and the second to one from 0",
+        ),
+        "no_shard": ({"prometheus_shards": 0}, "prometheus_shards is '0' and prometheus_shard '0'; set the first to a"),
+        "missing_shard": (
+            {"prometheus_shards": 4, "prometheus_inventory_shards": [0, 2]},
+            "No Prometheus of the inventory is shard 1, 3 of 4, whose targets nobody would scrape; set",
+        ),
         "number_as_size": (
             {"prometheus_retention_size": 50},
             "prometheus_retention_size is '50'; set it to one number",
@@ -383,6 +392,8 @@ RIGHT: Dict[str, Dict[str, Any]] = {
         "more": {
             "prometheus_retention_size": "50GB",
             "prometheus_external_labels": {"site": "north", "rack": 7},
+            "prometheus_shards": 3,
+            "prometheus_shard": "2",
             "prometheus_remote_write": [{"url": "https://example.org/write", "basic_auth": {"username": "a"}}],
             "prometheus_extra_scrape_configs": [{"job_name": "blackbox", "metrics_path": "/probe"}],
         },
@@ -462,7 +473,11 @@ def preflight(directory: Path, group: str) -> Dict[str, str]:
                 # Those of the inventory are each host's own once more, and have a test of their own.
                 "prometheus_inventory_targets": {"model_server": ["server:8000"], "node": ["server:9100"]},
                 "prometheus_inventory_alertmanagers": ["127.0.0.1:9093"],
-                **{name: [] for name in ("prometheus_peers", "alertmanager_cluster_peers")},
+                **{
+                    name: []
+                    for name in ("prometheus_peers", "prometheus_inventory_shards", "alertmanager_cluster_peers")
+                },
+                "prometheus_shard": 0,
                 # What listens on the machine of the tests is not judged, and neither are its files.
                 "firewall_state": "present" if group == "firewall" else "absent",
                 **{f"{role}_take_over": True for role in ("node_exporter", "alertmanager", "prometheus", "grafana")},
