@@ -18,6 +18,9 @@ FILES = {
     "prometheus arguments": "prometheus/templates/etc/default/prometheus.j2",
     "alertmanager.yml": "alertmanager/templates/etc/prometheus/alertmanager.yml.j2",
     "alertmanager arguments": "alertmanager/templates/etc/default/prometheus-alertmanager.j2",
+    "alertmanager unit": (
+        "alertmanager/templates/etc/systemd/system/prometheus-alertmanager.service.d/service.conf.j2"
+    ),
     "rules.yml": "prometheus/templates/etc/prometheus/rules/rules.yml.j2",
 }
 # name → what the play says, as JSON
@@ -33,14 +36,18 @@ def written(directory: Path, hosts: Mapping[str, Any], groups: Groups) -> Dict[s
 
     Args:
         directory: an empty one.
-        hosts: name → the variables that a user gives it.
+        hosts: name → the variables that a user gives it; `facts` is what Ansible finds on it.
         groups: of the inventory: name → its hosts.
     """
     # The defaults of the roles have the lowest precedence, the user's variables that of a host.
     defaults: Dict[str, Any] = {}
     for role in ("firewall", "alertmanager", "prometheus"):
         defaults.update(yaml.safe_load((ROLES / role / "defaults" / "main.yml").read_text()))
-    run = run_on(directory, play_of(directory), hosts, groups, defaults)
+    play = play_of(directory)
+    if any("facts" in variables for variables in hosts.values()):
+        found = {"default_ipv4": "{{ facts.default_ipv4 }}", "cacheable": True}
+        play["tasks"].insert(0, {"ansible.builtin.set_fact": found, "when": "facts is defined"})
+    run = run_on(directory, play, hosts, groups, defaults)
     assert run.returncode == 0, run.stdout + run.stderr
     texts = {host: json.loads((directory / f"{host}.json").read_text()) for host in groups["monitoring"]}
     # Ansible may have read JSON as what it is.

@@ -24,15 +24,16 @@ def flags(files: Files, host: str) -> Dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """Four monitoring hosts, of which one has no Alertmanager."""
+def several(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Five monitoring hosts, of which one has no Alertmanager."""
     hosts = {
         "one": {"host_address": "192.0.2.1"},
         "two": {"host_address": "two.example.org", "alertmanager_cluster_port": 9194},
         "three": {"host_address": "2001:db8::3"},
+        "four": {"host_address": "four", "facts": {"default_ipv4": {"address": "192.0.2.5"}}},
         "without": {"host_address": "192.0.2.4", "alertmanager_state": "absent"},
     }
-    return monitoring_play.written(tmp_path_factory.mktemp("three"), hosts, {"monitoring": [*hosts]})
+    return monitoring_play.written(tmp_path_factory.mktemp("several"), hosts, {"monitoring": [*hosts]})
 
 
 def test_a_single_one_has_no_cluster(tmp_path: Path) -> None:
@@ -45,22 +46,29 @@ def test_a_single_one_has_no_cluster(tmp_path: Path) -> None:
     }
 
 
-def test_each_has_all_others_as_its_peers(three: Files) -> None:
-    assert flags(three, "one")["--cluster.peer"] == ["two.example.org:9194", "[2001:db8::3]:9094"]
-    assert flags(three, "two")["--cluster.peer"] == ["192.0.2.1:9094", "[2001:db8::3]:9094"]
+def test_each_has_all_others_as_its_peers(several: Files) -> None:
+    assert flags(several, "one")["--cluster.peer"] == ["two.example.org:9194", "[2001:db8::3]:9094", "four:9094"]
+    assert flags(several, "two")["--cluster.peer"] == ["192.0.2.1:9094", "[2001:db8::3]:9094", "four:9094"]
 
 
-def test_each_says_where_it_is_reached_if_that_is_an_address(three: Files) -> None:
+def test_each_says_by_which_address_it_is_reached_if_that_is_known(several: Files) -> None:
     cluster = {
-        host: [flags(three, host).get(f"--cluster.{flag}-address") for flag in ("listen", "advertise")]
-        for host in ("one", "two", "three")
+        host: [flags(several, host).get(f"--cluster.{flag}-address") for flag in ("listen", "advertise")]
+        for host in ("one", "two", "three", "four")
     }
 
     assert cluster == {
         "one": ["0.0.0.0:9094", "192.0.2.1:9094"],
         "two": ["0.0.0.0:9194", None],
         "three": ["[::]:9094", "[2001:db8::3]:9094"],
+        "four": ["0.0.0.0:9094", "192.0.2.5:9094"],
     }
+
+
+def test_unit_lets_one_that_does_not_know_its_address_look_for_it(several: Files) -> None:
+    looks = {host: "AF_NETLINK" in several[host]["alertmanager unit"] for host in ("one", "two", "three", "four")}
+
+    assert looks == {"one": False, "two": True, "three": False, "four": False}
 
 
 @pytest.fixture(scope="module")
