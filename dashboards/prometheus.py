@@ -69,7 +69,7 @@ def top() -> Iterable[Panel]:
             "Alertmanagers",
             "none",
             "Alertmanagers that Prometheus sends its alerts to. With none, no alert reaches a person.",
-            ("sum(prometheus_notifications_alertmanagers_discovered)", "Alertmanagers"),
+            ("min(prometheus_notifications_alertmanagers_discovered)", "Alertmanagers"),
             limits=((None, "orange"), (1, "green")),
         )
         .span(4)

@@ -171,6 +171,27 @@ WRONG: Dict[str, Dict[str, Any]] = {
         "mail_without_sender": ({**MAIL, "alertmanager_smtp_from": ""}, "set alertmanager_smtp_from to an address"),
         "mail_without_password": ({**MAIL, "alertmanager_smtp_username": "duty"}, "set both or neither."),
         "two_units": ({"alertmanager_group_wait": "1m30s"}, "set it to one number and one unit, such as 10s."),
+        "one_peer": ({"alertmanager_cluster_peers": "a:9094"}, "alertmanager_cluster_peers is not a list; set it to"),
+        "peer_without_port": (
+            {"alertmanager_cluster_peers": ["a", "b:9094"]},
+            "alertmanager_cluster_peers lists a; write each as host:port",
+        ),
+        "port_twice": (
+            {"alertmanager_cluster_port": 9093},
+            "is '9093'; set it to a port from 1 to 65535 other than alertmanager_port.",
+        ),
+        "name_of_the_cluster": (
+            {"alertmanager_cluster_listen_address": "eth0"},
+            "alertmanager_cluster_listen_address is 'eth0'; set it to an IPv4 address, or",
+        ),
+        "name_to_advertise": (
+            {"alertmanager_cluster_advertise_address": "server"},
+            "alertmanager_cluster_advertise_address is 'server'; set it to an IPv4 address, or",
+        ),
+        "foreign_cluster": (
+            {"alertmanager_cluster_port": 9191, "alertmanager_cluster_peers": ["a:9094"]},
+            "taken by docker-proxy (process 77); stop it or set alertmanager_cluster_port to another port.",
+        ),
         "foreign_alertmanager": (
             {"alertmanager_port": 9191},
             "Port 9191 is taken by docker-proxy (process 77); stop it or set alertmanager_port to another port.",
@@ -213,6 +234,17 @@ WRONG: Dict[str, Dict[str, Any]] = {
             "The inventory gives fd00::1:9100 as an address to scrape or to send alerts to; correct host_address or",
         ),
         "computed_alertmanager": ({"prometheus_inventory_alertmanagers": ["a:0"]}, "The inventory gives a:0 as an"),
+        "computed_peer": ({"prometheus_peers": ["a"]}, "The inventory gives a as an address to scrape or to send"),
+        "one_peer": ({"prometheus_peers": "a:9090"}, "prometheus_peers is not a list; set it to one of host:port."),
+        "shard_too_many": (
+            {"prometheus_shards": 2, "prometheus_shard": 2},
+            "is '2' and prometheus_shard '2'; set the first to a number of 1 or more, and the second to one from 0",
+        ),
+        "no_shard": ({"prometheus_shards": 0}, "prometheus_shards is '0' and prometheus_shard '0'; set the first to a"),
+        "missing_shard": (
+            {"prometheus_shards": 4, "prometheus_inventory_shards": [0, 2]},
+            "No Prometheus of the inventory is shard 1, 3 of 4, whose targets nobody would scrape; set",
+        ),
         "number_as_size": (
             {"prometheus_retention_size": 50},
             "prometheus_retention_size is '50'; set it to one number",
@@ -340,6 +372,12 @@ RIGHT: Dict[str, Dict[str, Any]] = {
         "mail": {**MAIL, "alertmanager_smtp_username": "duty", "alertmanager_smtp_password": "secret"},
         "slack": {"alertmanager_slack_url": "https://example.org/s", "alertmanager_slack_channel": "#alerts"},
         "webhook": {"alertmanager_webhook_url": "http://load:9099/"},
+        "cluster": {
+            "alertmanager_cluster_peers": ["a:9094", "[2001:db8::1]:9194"],
+            "alertmanager_cluster_listen_address": "[::]",
+            "alertmanager_cluster_advertise_address": "[2001:db8::2]",
+        },
+        "foreign_port_of_no_cluster": {"alertmanager_cluster_port": 9191, "alertmanager_cluster_peers": []},
     },
     "prometheus": {
         "as_it_is": {},
@@ -354,6 +392,8 @@ RIGHT: Dict[str, Dict[str, Any]] = {
         "more": {
             "prometheus_retention_size": "50GB",
             "prometheus_external_labels": {"site": "north", "rack": 7},
+            "prometheus_shards": 3,
+            "prometheus_shard": "2",
             "prometheus_remote_write": [{"url": "https://example.org/write", "basic_auth": {"username": "a"}}],
             "prometheus_extra_scrape_configs": [{"job_name": "blackbox", "metrics_path": "/probe"}],
         },
@@ -432,6 +472,12 @@ def preflight(directory: Path, group: str) -> Dict[str, str]:
                 "host_address": "192.0.2.1",
                 # Those of the inventory are each host's own once more, and have a test of their own.
                 "prometheus_inventory_targets": {"model_server": ["server:8000"], "node": ["server:9100"]},
+                "prometheus_inventory_alertmanagers": ["127.0.0.1:9093"],
+                **{
+                    name: []
+                    for name in ("prometheus_peers", "prometheus_inventory_shards", "alertmanager_cluster_peers")
+                },
+                "prometheus_shard": 0,
                 # What listens on the machine of the tests is not judged, and neither are its files.
                 "firewall_state": "present" if group == "firewall" else "absent",
                 **{f"{role}_take_over": True for role in ("node_exporter", "alertmanager", "prometheus", "grafana")},

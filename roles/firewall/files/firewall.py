@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 """Closes the ports of this host but those that are wanted, by ufw; prints what it changes.
 
-The role runs it with `python3 - COMMAND WANTED`. WANTED is JSON: `ports` has the ports of each service, `from` the
-networks, addresses or names of hosts (or `any`) that may reach it, `open` ports that everybody may reach.
+The role runs it with `python3 - COMMAND WANTED`. WANTED is JSON: `ports` has the ports of each service (9093, or
+9094/udp), `from` the networks, addresses or names of hosts (or `any`) that may reach it, `open` ports that everybody
+may reach.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 MARK = "model-monitoring"  # the comment of the rules that were made here
 UNDO = "model-monitoring-firewall-undo"
@@ -69,10 +70,15 @@ def wanted_rules(wanted: Wanted) -> List[str]:
         sources = wanted["from"][service]
         # The address of whoever runs the play may be another one each time.
         for network in ["any"] if "any" in sources else [network for given in sources for network in networks(given)]:
-            source = f"from {network} to any port {{}} proto tcp" if network != "any" else "{}/tcp"
-            rules += ["allow " + source.format(port) for port in ports]
-    rules += [f"allow {port}" if "/" in port else f"allow {port}/tcp" for port in wanted["open"]]
+            source = "from " + network + " to any port {0} proto {1}" if network != "any" else "{0}/{1}"
+            rules += ["allow " + source.format(*port_and_protocol(port)) for port in ports]
+    rules += ["allow {}/{}".format(*port_and_protocol(port)) for port in wanted["open"]]
     return list(dict.fromkeys(rules))
+
+
+def port_and_protocol(given: str) -> Tuple[str, str]:
+    port, _, protocol = given.partition("/")
+    return port, protocol or "tcp"
 
 
 def added_rules() -> Dict[str, str]:
@@ -106,10 +112,10 @@ def reachable() -> List[Socket]:
 
 def unexpected(wanted: Wanted) -> List[Socket]:
     """Return what others can reach now, and the rules would close although nothing is known of it."""
-    known = {("tcp", int(port)) for ports in wanted["ports"].values() for port in ports} | CLIENTS
-    for port in wanted["open"]:
-        number, _, protocol = port.partition("/")
-        known.add((protocol or "tcp", int(number)))
+    known = set(CLIENTS)
+    for given in [*wanted["open"], *(port for ports in wanted["ports"].values() for port in ports)]:
+        port, protocol = port_and_protocol(given)
+        known.add((protocol, int(port)))
     return [
         found
         for found in dict.fromkeys(reachable())

@@ -3,9 +3,9 @@
 
 The roles of Prometheus, Alertmanager, node exporter and Grafana run it with `python3 - SERVICE`. SERVICE is JSON:
 `role` and `name`, as users are told; `take_over`, whether the user wants it replaced; `package` and `unit`; the
-`address` and `port` that it is to listen on; `programs`, the names of its process; `files`, each with lines of which
-every release of the role writes one and nobody else any; `samples`, what the package makes a file of that dpkg does
-not know.
+`address` and `port` that it is to listen on, and `further_ports`, each with an `address`, a `port` and the `variable`
+that has it; `programs`, the names of its process; `files`, each with lines of which every release of the role writes
+one and nobody else any; `samples`, what the package makes a file of that dpkg does not know.
 What the package left as it was is not foreign: nobody loses anything with it.
 """
 
@@ -115,9 +115,23 @@ def problems(service: Service, foreign: List[str], found: Optional[Listener]) ->
             f"set {role}_take_over to true to replace it and keep backups of its files{otherwise}."
         )
     if found and not found.unit:
-        process = f"{found.program} (process {found.pid})" if found.pid else "another process"
-        said.append(f"Port {service['port']} is taken by {process}; stop it or set {role}_port to another port.")
+        said.append(taken(found, service["port"], f"{role}_port"))
     return said
+
+
+def further_problems(service: Service, found: Optional[Listener], root: Path) -> List[str]:
+    """Return a sentence for each further port that another process has, unless that is stopped with the first one."""
+    said = []
+    for further in service.get("further_ports", []):
+        other = listener({**service, "address": further["address"], "port": further["port"]}, root)
+        if other and not (other.unit and found and other.unit == found.unit):
+            said.append(taken(other, further["port"], further["variable"]))
+    return said
+
+
+def taken(found: Listener, port: str, variable: str) -> str:
+    process = f"{found.program} (process {found.pid})" if found.pid else "another process"
+    return f"Port {port} is taken by {process}; stop it or set {variable} to another port."
 
 
 def report(service: Service, root: Path) -> Dict[str, Any]:
@@ -131,7 +145,7 @@ def report(service: Service, root: Path) -> Dict[str, Any]:
         "files": files,
         "unit_file": own_unit,
         "stop": found.unit if found else "",
-        "problems": problems(service, foreign + files, found),
+        "problems": problems(service, foreign + files, found) + further_problems(service, found, root),
     }
 
 

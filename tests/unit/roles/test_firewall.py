@@ -10,11 +10,12 @@ import pytest
 
 PROGRAM = Path(__file__).parents[3] / "roles" / "firewall" / "files" / "firewall.py"
 WANTED = {
-    "ports": {"ssh": ["22"], "predict": ["8000"], "grafana": []},
+    "ports": {"ssh": ["22"], "predict": ["8000"], "grafana": [], "other_monitors": ["9094", "9094/udp"]},
     "from": {
         "ssh": ["any", "192.0.2.1"],
         "predict": ["10.1.2.3/8", "192.0.2.7/32", "fd00::1", "fe80::2%eth0"],
         "grafana": ["any"],
+        "other_monitors": ["192.0.2.8"],
     },
     "open": ["443", "51820/udp"],
 }
@@ -24,6 +25,8 @@ RULES = [
     "allow from 192.0.2.7 to any port 8000 proto tcp",
     "allow from fd00::1 to any port 8000 proto tcp",
     "allow from fe80::2 to any port 8000 proto tcp",
+    "allow from 192.0.2.8 to any port 9094 proto tcp",
+    "allow from 192.0.2.8 to any port 9094 proto udp",
     "allow 443/tcp",
     "allow 51820/udp",
 ]
@@ -35,6 +38,8 @@ udp UNCONN 0 0 127.0.0.53%lo:53 0.0.0.0:* users:(("systemd-resolve",pid=3,fd=3))
 udp UNCONN 0 0 192.0.2.9%eth0:68 0.0.0.0:* users:(("systemd-network",pid=4,fd=3))
 udp UNCONN 0 0 0.0.0.0:40123 0.0.0.0:* users:(("avahi-daemon",pid=5,fd=3))
 udp UNCONN 0 0 0.0.0.0:51820 0.0.0.0:*
+tcp LISTEN 0 128 *:9094 *:* users:(("prometheus-aler",pid=6,fd=3))
+udp UNCONN 0 0 *:9094 *:* users:(("prometheus-aler",pid=6,fd=4))
 """
 
 
@@ -131,7 +136,7 @@ def test_a_rule_that_is_not_wanted_any_more_goes_and_those_of_others_stay(firewa
     call(firewall, "apply")
     fewer = {**WANTED, "open": []}
     call(firewall, "apply", fewer)
-    assert host.rules.keys() == {"allow 80/tcp", "limit 25/tcp", *RULES[:5]}
+    assert host.rules.keys() == {"allow 80/tcp", "limit 25/tcp", *RULES[:7]}
     assert host.rules["allow 22/tcp"] == "by hand"
 
 
@@ -139,6 +144,7 @@ def test_a_rule_that_is_not_wanted_any_more_goes_and_those_of_others_stay(firewa
     ("line", "named"),
     [
         ('tcp LISTEN 0 9 0.0.0.0:80 0.0.0.0:* users:(("nginx",pid=7,fd=6))', "80/tcp (nginx)"),
+        ('udp UNCONN 0 0 *:8000 *:* users:(("other",pid=7,fd=6))', "8000/udp (other)"),
         ("udp UNCONN 0 0 0.0.0.0:51821 0.0.0.0:*", "51821/udp (kernel)"),
         ('udp UNCONN 0 0 0.0.0.0:53 0.0.0.0:* users:(("named",pid=7,fd=6))', "53/udp (named)"),
     ],

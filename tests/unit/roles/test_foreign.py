@@ -64,7 +64,9 @@ class Host:
 
     def run(self, *command: str) -> str:
         return {
-            "ss": self.sockets,
+            "ss": "\n".join(
+                line for line in self.sockets.splitlines() if f"{line.split()[3]}|".endswith(f"{command[-1][8:]}|")
+            ),
             "dpkg-query": self.conffiles,
             "systemctl": self.units.get(command[-1], "0"),
         }[command[0]]
@@ -198,6 +200,23 @@ def test_another_address_is_no_conflict(host: Host) -> None:
 
     assert host.report() == NOTHING
     assert host.report(address="[::]")["stop"] == "prom.service"
+
+
+def test_further_port_that_another_process_has_is_said(host: Host) -> None:
+    cluster = {"variable": "alertmanager_cluster_port", "address": "[::]", "port": 9094}
+    host.sockets = CONTAINER.replace(":9090", ":9094")
+
+    assert host.report()["problems"] == []
+    assert host.report(further_ports=[cluster])["problems"] == [
+        "Port 9094 is taken by docker-proxy (process 9); stop it or set alertmanager_cluster_port to another port."
+    ]
+
+
+def test_further_port_of_what_gives_way_is_not_said(host: Host) -> None:
+    cluster = {"variable": "alertmanager_cluster_port", "address": "[::]", "port": 9094}
+    host.sockets = f"{FOREIGN}\n{FOREIGN.replace(':9090', ':9094')}"
+
+    assert host.report(further_ports=[cluster], take_over=True)["problems"] == []
 
 
 @pytest.mark.parametrize("role", ["prometheus", "alertmanager", "node_exporter", "grafana"])

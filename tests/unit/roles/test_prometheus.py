@@ -3,33 +3,17 @@
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Dict
 
 import pytest
 import yaml
 
-from tests.unit.plays import run_play
+from tests.unit.roles import monitoring_play
 
 pytest.importorskip("ansible")
 
-ROOT = Path(__file__).parents[3]
-ROLE = ROOT / "roles" / "prometheus"
-TEMPLATES = {"prometheus.yml": "etc/prometheus/prometheus.yml.j2", "arguments": "etc/default/prometheus.j2"}
-INVENTORY: Dict[str, Any] = {
-    "all": {
-        "hosts": {"server": {"host_address": "192.0.2.1"}, "second": {"host_address": "192.0.2.2"}},
-        "vars": {
-            "ansible_connection": "local",
-            "ansible_python_interpreter": sys.executable,
-            "ansible_become": False,
-            "model_server_internal_pages_from": [],
-        },
-    },
-    "model_servers": {"hosts": {"server": {}, "second": {}}},
-    "monitoring": {"hosts": {"server": {}}},
-}
+GROUPS = {"model_servers": ["server", "second"], "monitoring": ["server"]}
 REMOTE_WRITE = {"url": "https://samples.example.org/write", "basic_auth": {"username": "us", "password": "a: #secret"}}
 EXTRA = {
     "job_name": "blackbox",
@@ -42,35 +26,8 @@ EXTRA = {
 
 def written(directory: Path, variables: Dict[str, Any]) -> Dict[str, str]:
     """Return what the monitoring play writes on a host whose inventory has these variables of the user."""
-    (play,) = yaml.safe_load((ROOT / "playbooks" / "monitoring.yml").read_text())
-    del play["roles"]
-    template = {"src": "{{ item.value }}", "dest": "{{ directory }}/{{ item.key }}", "mode": "0600"}
-    templates = {name: str(ROLE / "templates" / path) for name, path in TEMPLATES.items()}
-    play["gather_facts"] = False
-    play["vars"] = {**play.get("vars", {}), "directory": str(directory), "templates": templates}
-    play["vars_files"] = [str(ROLE / "vars" / "main.yml")]
-    play["tasks"] = [
-        {"ansible.builtin.template": template, "loop": "{{ templates | dict2items }}"},
-        {"ansible.builtin.copy": {"content": "{{ __prometheus_jobs | to_json }}", "dest": str(directory / "jobs")}},
-    ]
-    # The defaults of the role have the lowest precedence, the user's variables that of a host.
-    defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
-    run = playbook(directory, play, variables, defaults)
-    assert run.returncode == 0, run.stdout + run.stderr
-    return {name: (directory / name).read_text() for name in (*TEMPLATES, "jobs")}
-
-
-def playbook(
-    directory: Path, play: Dict[str, Any], variables: Dict[str, Any], of_all: Dict[str, Any]
-) -> "subprocess.CompletedProcess[str]":
-    """Run a play with the playbooks' group_vars; the host of the monitoring has variables of its own."""
-    inventory = json.loads(json.dumps(INVENTORY))
-    inventory["all"]["vars"].update(of_all)
-    inventory["all"]["hosts"]["server"].update(variables)
-    (directory / "hosts.json").write_text(json.dumps(inventory))
-    (directory / "group_vars").symlink_to(ROOT / "playbooks" / "group_vars")
-    (directory / "play.yml").write_text(json.dumps([play]))
-    return run_play(directory, "-i", "hosts.json", "play.yml")
+    hosts = {"server": {"host_address": "192.0.2.1", **variables}, "second": {"host_address": "192.0.2.2"}}
+    return monitoring_play.written(directory, hosts, GROUPS)["server"]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +73,7 @@ def test_alertmanagers_of_the_inventory_and_of_the_user_add_up(plain: Dict[str, 
 def test_without_further_configuration_there_is_none(plain: Dict[str, str]) -> None:
     assert set(yaml.safe_load(plain["prometheus.yml"])) == {"global", "rule_files", "alerting", "scrape_configs"}
     assert "external_labels" not in plain["prometheus.yml"]
-    assert "retention.size" not in plain["arguments"]
+    assert "retention.size" not in plain["prometheus arguments"]
 
 
 def test_further_configuration_is_passed_on_as_it_is(own: Dict[str, str]) -> None:
@@ -125,15 +82,87 @@ def test_further_configuration_is_passed_on_as_it_is(own: Dict[str, str]) -> Non
     assert configuration["global"]["external_labels"] == {"site": "north", "rack": "7"}
     assert configuration["remote_write"] == [REMOTE_WRITE]
     assert configuration["scrape_configs"][-1] == EXTRA
-    assert " --storage.tsdb.retention.size=50GB" in own["arguments"]
+    assert " --storage.tsdb.retention.size=50GB" in own["prometheus arguments"]
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (package prometheus)")
-@pytest.mark.parametrize("files", ["plain", "own"])
-def test_promtool_accepts_the_configuration(files: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    (tmp_path / "prometheus.yml").write_text(request.getfixturevalue(files)["prometheus.yml"])
+@pytest.mark.parametrize("host", ["plain", "own", "one", "two"])
+def test_promtool_accepts_the_configuration(
+    host: str, tmp_path: Path, plain: Dict[str, str], own: Dict[str, str], several: Dict[str, Dict[str, str]]
+) -> None:
+    files = {"plain": plain, "own": own, **several}[host]
+    (tmp_path / "prometheus.yml").write_text(files["prometheus.yml"])
 
     subprocess.run(["promtool", "check", "config", tmp_path / "prometheus.yml"], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Dict[str, str]]:
+    """Three monitoring hosts, of which one has no Alertmanager, and one no Prometheus."""
+    hosts = {
+        "one": {"host_address": "192.0.2.1", "prometheus_external_labels": {"site": "north"}},
+        "two": {"host_address": "2001:db8::2", "prometheus_port": 9091, "alertmanager_state": "absent"},
+        "three": {"host_address": "three.example.org", "prometheus_state": "absent"},
+    }
+    return monitoring_play.written(tmp_path_factory.mktemp("several"), hosts, {"monitoring": [*hosts]})
+
+
+def test_each_of_several_sends_to_all_alertmanagers(several: Dict[str, Dict[str, str]]) -> None:
+    assert alertmanagers(several["one"]) == ["127.0.0.1:9093", "three.example.org:9093"]
+    assert alertmanagers(several["two"]) == ["192.0.2.1:9093", "three.example.org:9093"]
+
+
+def test_each_of_several_scrapes_all_that_watch_by_the_same_names(several: Dict[str, Dict[str, str]]) -> None:
+    watching = {
+        "prometheus 192.0.2.1:9090",
+        "prometheus [2001:db8::2]:9091",
+        "alertmanager 192.0.2.1:9093",
+        "alertmanager three.example.org:9093",
+        "node 192.0.2.1:9100",
+        "node [2001:db8::2]:9100",
+        "node three.example.org:9100",
+    }
+
+    assert [set(json.loads(several[host]["expected"])) for host in ("one", "two")] == [watching] * 2
+
+
+def test_each_of_several_has_a_label_that_alerts_do_not_have(several: Dict[str, Dict[str, str]]) -> None:
+    one, two = (yaml.safe_load(several[host]["prometheus.yml"]) for host in ("one", "two"))
+
+    assert one["global"]["external_labels"] == {"site": "north", "prometheus_replica": "one"}
+    assert two["global"]["external_labels"] == {"prometheus_replica": "two"}
+    for configuration in (one, two):
+        (rule,) = configuration["alerting"]["alert_relabel_configs"]
+        assert rule == {"regex": "prometheus_replica", "action": "labeldrop"}
+
+
+def test_a_single_one_names_itself_as_before(plain: Dict[str, str]) -> None:
+    job = yaml.safe_load(plain["prometheus.yml"])["scrape_configs"][0]
+
+    assert job == {"job_name": "prometheus", "static_configs": [{"targets": ["127.0.0.1:9090"]}]}
+    assert "prometheus 127.0.0.1:9090" in json.loads(plain["expected"])
+
+
+def test_several_listen_for_each_other(several: Dict[str, Dict[str, str]], plain: Dict[str, str]) -> None:
+    listening = [files["prometheus arguments"].split("listen-address=")[1].split()[0] for files in several.values()]
+
+    assert listening == ["0.0.0.0:9090", "[::]:9091", "0.0.0.0:9090"]
+    assert "listen-address=127.0.0.1:9090 " in plain["prometheus arguments"]
+
+
+def test_firewall_opens_them_for_each_other_alone(several: Dict[str, Dict[str, str]], plain: Dict[str, str]) -> None:
+    wanted = {host: json.loads(files["firewall"]) for host, files in several.items()}
+    alone = json.loads(plain["firewall"])
+
+    assert {host: each["ports"]["other_monitors"] for host, each in wanted.items()} == {
+        "one": ["9090", "9093", "9094", "9094/udp"],
+        "two": ["9091", "9093"],
+        "three": ["9090", "9093", "9094", "9094/udp"],
+    }
+    assert wanted["one"]["from"]["other_monitors"] == ["2001:db8::2", "three.example.org"]
+    assert wanted["one"]["from"]["scrape"] == ["192.0.2.1", "2001:db8::2", "three.example.org"]
+    assert wanted["one"]["from"]["monitoring"] == []
+    assert alone["ports"]["other_monitors"] == alone["from"]["other_monitors"] == []
 
 
 def test_preflight_judges_what_the_inventory_computes(tmp_path: Path) -> None:
@@ -142,6 +171,7 @@ def test_preflight_judges_what_the_inventory_computes(tmp_path: Path) -> None:
     tasks = [{"ansible.builtin.set_fact": facts}, {"ansible.builtin.import_role": preflight}]
     play = {"hosts": "monitoring", "gather_facts": False, "tasks": tasks}
 
-    run = playbook(tmp_path, play, {"host_address": "ser ver"}, {"prometheus_take_over": True})
+    hosts = {"server": {"host_address": "ser ver"}, "second": {}}
+    run = monitoring_play.run_on(tmp_path, play, hosts, GROUPS, {"prometheus_take_over": True})
 
     assert "The inventory gives ser ver:8000" in run.stdout
