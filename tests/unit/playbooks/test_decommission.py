@@ -87,6 +87,7 @@ class Fleet:
         self.directory, self.port = directory, port
         self.groups = {group: list(hosts) for group, hosts in GROUPS.items()}
         self.dead: List[str] = []
+        self.absent: List[str] = []  # of state `absent`: without a model server
         self.haproxy_reloads = True
         (directory / "log").touch()
         for host in ADDRESSES:
@@ -141,6 +142,7 @@ class Fleet:
         for host, address in ADDRESSES.items():
             hosts[host] = {"host_address": address, "ansible_connection": "local"}
             hosts[host]["ansible_python_interpreter"] = str(self.directory / host / "python")
+            hosts[host]["model_server_state"] = "absent" if host in self.absent else "present"
             if host in self.dead:
                 hosts[host].update({"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1})
         ours = {"haproxy_metrics_listen_address": "127.0.0.1", "haproxy_metrics_port": self.port}
@@ -349,6 +351,15 @@ def test_the_last_one_stays_unless_it_is_said(fleet: Fleet, limit: str, dead: st
     said = fleet.decommission("-l", limit, "-e", "decommission_last=true")
     assert "failed=0" in said, said
     assert len(fleet.log()) > 1
+
+
+def test_host_without_a_model_server_is_not_missed(fleet: Fleet) -> None:
+    fleet.absent, fleet.dead = ["server-2"], ["server-1"]
+
+    said = fleet.decommission("-l", "server-2")
+
+    assert "failed=0" in said, said
+    assert "server-2 is without node_exporter" in fleet.log()
 
 
 def test_host_that_would_have_to_forget_must_answer(fleet: Fleet) -> None:
