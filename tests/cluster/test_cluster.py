@@ -13,12 +13,21 @@ import pytest
 
 from tests.cluster.conftest import Fleet
 from tests.integration.conftest import Tell
-from tests.integration.machines import Machine, ModelServer, WebhookReceiver, docker, wait_until
+from tests.integration.machines import (
+    PROMETHEUS_PORT,
+    Machine,
+    ModelServer,
+    WebhookReceiver,
+    docker,
+    wait_until,
+)
 from tests.integration.playbooks import Ansible
 from tests.integration.traffic import Traffic
 
 PROGRAM = "/usr/local/sbin/model-server-deployment"
 DEPLOY = ("ansible-playbook", "site.yml", "--tags", "model_server", "--limit", "model_servers")
+DECOMMISSION = ("ansible-playbook", "playbooks/decommission.yml", "--limit", "server-2")
+TARGETS = "sh -c 'cat /etc/prometheus/targets/*.json'"
 
 
 def predictions(server: ModelServer) -> float:
@@ -184,3 +193,43 @@ def test_what_was_deployed_before_is_deployed_again(fleet: Fleet, ansible: Ansib
 
     tell("rolling deployment back", figures(traffic))
     assert traffic.failed == []
+
+
+# The last one: it takes a server away. `molecule converge` brings it back.
+def test_decommissioned_server_is_forgotten_and_nobody_notices(
+    fleet: Fleet, ansible: Ansible, receiver: WebhookReceiver, tell: Tell
+) -> None:
+    gone = fleet.servers[1].machine
+    before = fleet.door.run("cat /etc/haproxy/haproxy.cfg"), fleet.monitor.run(TARGETS)
+    ansible.run(*DECOMMISSION, "--check")
+    assert (fleet.door.run("cat /etc/haproxy/haproxy.cfg"), fleet.monitor.run(TARGETS)) == before
+    assert fleet.servers[1].ready()
+
+    started = time.time()
+    with Traffic(fleet, kept=1, fresh=1) as traffic:
+        time.sleep(1)
+        said = ansible.run(*DECOMMISSION)
+        time.sleep(10)  # TargetDown would have fired: it holds for 5 s here
+    took = time.time() - started
+
+    tell("server decommissioned", figures(traffic))
+    assert traffic.failed == []
+    assert "Now delete server-2 from the inventory" in said
+
+    assert "server-1:8000" in fleet.door.run("cat /etc/haproxy/haproxy.cfg")
+    assert "server-2" not in fleet.door.run("cat /etc/haproxy/haproxy.cfg")
+    assert "server-1:8000" in fleet.monitor.run(TARGETS)
+    assert "server-2" not in fleet.monitor.run(TARGETS)
+    assert "server-2:" not in fleet.monitor.get(PROMETHEUS_PORT, "/api/v1/targets").text
+    alerts = f'max_over_time(ALERTS{{alertstate="firing",instance=~"server-2:.*"}}[{took:.0f}s])'
+    assert fleet.prometheus.query(alerts) == []
+    assert [alert for alert in receiver.told(started, "firing") if "server-2" in alert.labels.get("instance", "")] == []
+
+    units = "find /etc/systemd/system /lib/systemd/system -name 'model-server*' -o -name 'prometheus-node-exporter*'"
+    assert gone.run(units) == ""
+    running = gone.shell().run("systemctl is-active model-server model-server.socket prometheus-node-exporter").stdout
+    assert set(running.split()) <= {"inactive", "unknown"}
+    assert fleet.servers[0].ready()
+
+    again = ansible.run(*DECOMMISSION)
+    assert "changed=0" in again, again

@@ -4,6 +4,7 @@
 The role runs it with `python3 - COMMAND WANTED`. WANTED is JSON: `ports` has the ports of each service (9093, or
 9094/udp), `from` the networks, addresses or names of hosts (or `any`) that may reach it, `open` ports that everybody
 may reach.
+To `forget`, `from` has hosts and `ports` what they could reach.
 """
 
 import argparse
@@ -168,6 +169,23 @@ def remove(dry_run: bool) -> None:
         change(f"delete {rule}", ["ufw", "delete", *shlex.split(rule)], dry_run)
 
 
+def forget(gone: Wanted, dry_run: bool) -> None:
+    """Delete the rules by which hosts that have gone could reach some ports."""
+    if not is_installed():
+        return
+    rules = set()
+    for given in gone["from"]:
+        try:
+            found = networks(given)
+        except FirewallError:  # nobody knows the name any more: the next `apply` deletes what it stood for
+            continue
+        for port, protocol in map(port_and_protocol, gone["ports"]):
+            rules |= {f"allow from {network} to any port {port} proto {protocol}" for network in found}
+    for rule, comment in added_rules().items():
+        if comment == MARK and rule in rules:
+            change(f"delete {rule}", ["ufw", "delete", *shlex.split(rule)], dry_run)
+
+
 def change(what: str, command: Sequence[str], dry_run: bool) -> None:
     if not dry_run:
         run(*command)
@@ -193,7 +211,7 @@ def is_installed() -> bool:
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Run the command line; exit with a sentence and status 1 if the firewall cannot be as wanted."""
     parser = argparse.ArgumentParser(prog="firewall", description=__doc__)
-    parser.add_argument("command", choices=["check", "apply", "remove"])
+    parser.add_argument("command", choices=["check", "apply", "forget", "remove"])
     parser.add_argument("wanted", type=json.loads)
     parser.add_argument("--dry-run", action="store_true", help="print the changes, and make none")
     options = parser.parse_args(arguments)
@@ -204,6 +222,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
                 refuse_to_close_others(options.wanted)
         elif options.command == "apply":
             apply(options.wanted, options.dry_run)
+        elif options.command == "forget":
+            forget(options.wanted, options.dry_run)
         else:
             remove(options.dry_run)
     except FirewallError as error:

@@ -182,3 +182,23 @@ def test_removal_leaves_the_rules_of_others_on(firewall: ModuleType, host: Host)
     call(firewall, "apply")
     call(firewall, "remove", {})
     assert (host.rules, host.active) == ({"allow 80/tcp": ""}, True)
+
+
+def test_a_host_that_has_gone_loses_its_rules_for_these_ports(
+    firewall: ModuleType, host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(firewall, "apply")
+    host.rules["allow from 192.0.2.7 to any port 9100 proto tcp"] = "by hand"
+    before = dict(host.rules)
+    capsys.readouterr()
+    gone = {"from": ["192.0.2.7", "fd00::1", "no such host"], "ports": ["8000", "9100"]}
+
+    call(firewall, "forget", gone, "--dry-run")
+    assert host.rules == before
+    call(firewall, "forget", gone)
+
+    assert before.keys() - host.rules.keys() == set(RULES[2:4])
+    deleted = [f"delete {rule}" for rule in RULES[2:4]]
+    assert capsys.readouterr().out.splitlines() == deleted * 2
+    call(firewall, "forget", {"from": ["10.0.0.0/8"], "ports": ["22"]})
+    assert RULES[1] in host.rules
