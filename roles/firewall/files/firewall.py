@@ -16,6 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 MARK = "model-monitoring"  # the comment of the rules that were made here
@@ -149,7 +150,7 @@ def apply(wanted: Wanted, dry_run: bool) -> None:
     # New rules come first: nobody is cut off in between.
     for rule, comment in added.items():
         if comment == MARK and rule not in rules:
-            change(f"delete {rule}", ["ufw", "delete", *shlex.split(rule)], dry_run)
+            delete(rule, dry_run)
     if not closed:
         if not dry_run:  # the role stops it over a new connection
             run("systemd-run", f"--unit={UNDO}", "--collect", f"--on-active={UNDO_AFTER}", "ufw", "disable")
@@ -166,7 +167,7 @@ def remove(dry_run: bool) -> None:
     if own and len(own) == len(added) and "Status: active" in run("ufw", "status").splitlines():
         change("disable", ["ufw", "disable"], dry_run)
     for rule in own:
-        change(f"delete {rule}", ["ufw", "delete", *shlex.split(rule)], dry_run)
+        delete(rule, dry_run)
 
 
 def forget(gone: Wanted, dry_run: bool) -> None:
@@ -175,15 +176,16 @@ def forget(gone: Wanted, dry_run: bool) -> None:
         return
     rules = set()
     for given in gone["from"]:
-        try:
-            found = networks(given)
-        except FirewallError:  # nobody knows the name any more: the next `apply` deletes what it stood for
-            continue
-        for port, protocol in map(port_and_protocol, gone["ports"]):
-            rules |= {f"allow from {network} to any port {port} proto {protocol}" for network in found}
+        # Nobody may know the name any more: the next `apply` deletes what it stood for.
+        with suppress(FirewallError):
+            rules.update(wanted_rules({"ports": {"gone": gone["ports"]}, "from": {"gone": [given]}, "open": []}))
     for rule, comment in added_rules().items():
         if comment == MARK and rule in rules:
-            change(f"delete {rule}", ["ufw", "delete", *shlex.split(rule)], dry_run)
+            delete(rule, dry_run)
+
+
+def delete(rule: str, dry_run: bool) -> None:
+    change(f"delete {rule}", ["ufw", "delete", *shlex.split(rule)], dry_run)
 
 
 def change(what: str, command: Sequence[str], dry_run: bool) -> None:

@@ -5,17 +5,17 @@ import shlex
 import socket
 import subprocess
 import threading
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence
+from typing import Any, Dict, Iterator, List, Mapping, Sequence
 
 import pytest
 
+from tests.unit.model_server.server.gunicorn_process import wait_for
 from tests.unit.roles import monitoring_play
 
 # Faster than the defaults of a cluster: settled after half a second instead of 6, and 2 s for each peer instead of 15.
@@ -71,17 +71,6 @@ def ask(url: str, body: Any = None) -> Any:
     return json.loads(said) if said else None
 
 
-def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Return what the condition gives as soon as it is true."""
-    until = time.monotonic() + seconds
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < until, f"{what}: not within {seconds} s"
-        time.sleep(0.05)
-
-
 @contextmanager
 def running(name: str, *command: str, ready: str, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a daemon from when it says that it is ready."""
@@ -97,7 +86,7 @@ def running(name: str, *command: str, ready: str, log: Path) -> Iterator["subpro
     with log.open("wb") as output:
         process = subprocess.Popen([name, *command], stdout=output, stderr=output)
     try:
-        wait_until(is_ready, 15, f"{name} is ready")
+        wait_for(is_ready, 15, f"{name} is ready")
         yield process
     finally:
         process.kill()

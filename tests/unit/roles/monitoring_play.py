@@ -8,10 +8,9 @@ from typing import Any, Dict, Mapping, Sequence
 
 import yaml
 
-from tests.unit.plays import run_play
+from tests.unit.plays import ROLES, run_play
 
-ROOT = Path(__file__).parents[3]
-ROLES = ROOT / "roles"
+PLAYBOOKS = ROLES.parent / "playbooks"
 # name → the template
 FILES = {
     "prometheus.yml": "prometheus/templates/etc/prometheus/prometheus.yml.j2",
@@ -67,14 +66,14 @@ def run_on(
         **{group: {"hosts": {host: {} for host in members}} for group, members in groups.items()},
     }
     (directory / "hosts.json").write_text(json.dumps(inventory))
-    (directory / "group_vars").symlink_to(ROOT / "playbooks" / "group_vars")
+    (directory / "group_vars").symlink_to(PLAYBOOKS / "group_vars")
     (directory / "play.yml").write_text(json.dumps([play]))
     return run_play(directory, "-i", "hosts.json", "play.yml")
 
 
 def play_of(directory: Path) -> Dict[str, Any]:
     play: Dict[str, Any]
-    (play,) = yaml.safe_load((ROOT / "playbooks" / "monitoring.yml").read_text())
+    (play,) = yaml.safe_load((PLAYBOOKS / "monitoring.yml").read_text())
     del play["roles"]
     play["gather_facts"] = False
     play["vars_files"] = [

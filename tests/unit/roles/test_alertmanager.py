@@ -6,6 +6,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
+from tests.unit.model_server.server.gunicorn_process import wait_for
 from tests.unit.roles import daemons, monitoring_play
 
 pytest.importorskip("ansible")
@@ -89,14 +90,14 @@ def test_an_alert_that_both_get_is_told_once_and_by_the_other_if_one_is_killed(
     with daemons.alertmanager(tmp_path / "1", first) as process, daemons.alertmanager(tmp_path / "2", second):
         for host in (first, second):
             daemons.post_alerts(host.alertmanager, ALERT)
-        daemons.wait_until(lambda: webhook.told(**ALERT), 10, "the alert of both is told")
+        wait_for(lambda: webhook.told(**ALERT), 10, "the alert of both is told")
         # The one whose turn is second looks after the timeout whether it has been told.
         time.sleep(daemons.PEER_TIMEOUT + 1)
         assert len(webhook.told(**ALERT)) == 1
 
         process.kill()
         daemons.post_alerts(second.alertmanager, later)
-        daemons.wait_until(lambda: webhook.told(**later), 10, "the alert of the one that is left is told")
+        wait_for(lambda: webhook.told(**later), 10, "the alert of the one that is left is told")
 
 
 @needs_alertmanager
@@ -113,7 +114,7 @@ def test_without_a_cluster_both_would_tell_it(cluster: Cluster, tmp_path: Path) 
         for host in alone:
             daemons.post_alerts(host.alertmanager, alert)
 
-        daemons.wait_until(lambda: len(webhook.told(**alert)) == 2, 5, "the alert is told twice")
+        wait_for(lambda: len(webhook.told(**alert)) == 2, 5, "the alert is told twice")
 
 
 @needs_alertmanager
@@ -126,7 +127,7 @@ def test_what_says_that_an_alertmanager_is_down_inhibits_what_it_costs_the_other
     other = {**symptom, "alertname": "PrometheusStorageFails"}
     with daemons.alertmanager(tmp_path / "1", host):
         daemons.post_alerts(host.alertmanager, down, symptom, other)
-        daemons.wait_until(lambda: webhook.told(**other) and webhook.told(**down), 10, "what is no symptom is told")
+        wait_for(lambda: webhook.told(**other) and webhook.told(**down), 10, "what is no symptom is told")
         time.sleep(0.5)
 
         assert webhook.told(**symptom) == []

@@ -8,6 +8,7 @@ from typing import Set, Tuple
 
 import pytest
 
+from tests.unit.model_server.server.gunicorn_process import wait_for
 from tests.unit.roles import daemons
 
 pytest.importorskip("ansible")
@@ -33,7 +34,7 @@ def test_both_tell_an_alert_once_and_a_lost_host_is_told_by_the_other(tmp_path: 
         ]
 
         database = {"alertname": "TargetDown", "job": "database"}
-        daemons.wait_until(lambda: webhook.told(**database), 15, "the target that is down for both is told")
+        wait_for(lambda: webhook.told(**database), 15, "the target that is down for both is told")
         time.sleep(daemons.PEER_TIMEOUT + 1)
         assert webhook.told(**database) == [{**database, "instance": DOWN, "severity": "critical"}]
         assert [up(host) for host in hosts] == [
@@ -46,7 +47,7 @@ def test_both_tell_an_alert_once_and_a_lost_host_is_told_by_the_other(tmp_path: 
         prometheis[0].kill()
         for job in ("prometheus", "alertmanager"):
             alert = {"alertname": "TargetDown", "job": job, "instance": getattr(lost, job)}
-            daemons.wait_until(partial(webhook.told, **alert), 15, f"{job} of the lost host is told")
+            wait_for(partial(webhook.told, **alert), 15, f"{job} of the lost host is told")
 
 
 def up(host: daemons.Host) -> Set[Tuple[str, str]]:

@@ -6,6 +6,7 @@ from typing import Set, Tuple
 
 import pytest
 
+from tests.unit.model_server.server.gunicorn_process import wait_for
 from tests.unit.roles import daemons
 
 pytest.importorskip("ansible")
@@ -30,7 +31,7 @@ def test_a_store_gets_the_samples_of_both_and_can_tell_them_apart(tmp_path: Path
         for host in (first, second):
             stack.enter_context(daemons.prometheus(tmp_path / host.name, host))
 
-        daemons.wait_until(
+        wait_for(
             lambda: written(store) == {(host.prometheus, by) for host in (first, second) for by in ("first", "second")},
             15,
             "what both say of both is in the store",

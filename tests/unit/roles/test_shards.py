@@ -9,6 +9,7 @@ from typing import Dict, Iterator, List
 import pytest
 import yaml
 
+from tests.unit.model_server.server.gunicorn_process import wait_for
 from tests.unit.roles import daemons
 
 pytest.importorskip("ansible")
@@ -56,7 +57,7 @@ def test_each_target_is_scraped_by_exactly_one_shard_and_what_watches_by_all(
         for host in hosts:
             stack.enter_context(daemons.prometheus(tmp_path / host.name, host))
         for host in hosts:
-            daemons.wait_until(partial(has_all_jobs, host), 15, "all jobs have targets")
+            wait_for(partial(has_all_jobs, host), 15, "all jobs have targets")
         found = [scraped(host) for host in hosts]
 
     for job, targets in (("model_server", SHARED), ("node", OF_THE_FIRST)):
