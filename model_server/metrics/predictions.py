@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # the import of torch takes seconds
 STAGES = ("read", "queue", "decode", "preprocess", "forward")  # in the order of a request
 UNKNOWN_KEY = "unknown"  # the name of a key that the server does not know
 SAMPLE_INTERVAL = 0.15  # seconds, in each worker
+CONFIDENCES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)  # upper bounds of the bins of confidence
 
 
 class Reason(Enum):
@@ -90,7 +91,7 @@ class ModelMetrics:
             "prediction_confidence",
             "Softmax of the likely class, by class",
             ["class"],
-            buckets=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1),
+            buckets=CONFIDENCES,
             registry=self.registry,
         )
         stages = Histogram(

@@ -155,6 +155,36 @@ def test_an_image_is_classified(client: Client, classifier: FakeClassifier, enco
     assert (classifier.seen[0].mode, classifier.seen[0].size) == ("RGB", (200, 160))
 
 
+def test_an_answer_names_its_model(client: Client, encode: Encode) -> None:
+    answer = post(client, encode())
+    assert [answer.headers[f"x-model-{field}"] for field in ("name", "version", "digest")] == ["lemon", "1.0", "0" * 64]
+
+
+@pytest.mark.parametrize("query", ["?details", "?details=", "?details=true"])
+def test_details_are_given_on_request(classifier: FakeClassifier, encode: Encode, query: str) -> None:
+    client = make_client(classifier, feedback_keys="k" * 32)
+    answer = client.post(f"/predict{query}", content=encode(), headers={"content-type": "image/jpeg"})
+    details = answer.json()
+    assert details["id"] == answer.headers["x-prediction-id"]
+    assert details["confidence"] == 0.9
+    assert details["model"] == {"name": "lemon", "version": "1.0", "digest": "0" * 64}
+    assert set(details["timings_ms"]) == {"read", "queue", "decode", "preprocess", "forward"}
+
+
+@pytest.mark.parametrize("query", ["?details=false", "?other"])
+def test_without_details_the_answer_is_the_original_labs(client: Client, encode: Encode, query: str) -> None:
+    answer = client.post(f"/predict{query}", content=encode(), headers={"content-type": "image/jpeg"})
+    assert answer.content == b'{"filename":null,"content_type":"image/jpeg","likely_class":"lemon"}'
+
+
+def test_details_of_a_broken_model_are_json(
+    classifier: FakeClassifier, encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classifier, "classify_batch", lambda images: [("lemon", float("nan"))] * len(images))
+    answer = make_client(classifier).post("/predict?details", content=encode(), headers={"content-type": "image/jpeg"})
+    assert answer.json()["confidence"] is None
+
+
 def test_the_bare_body_is_classified(client: Client, encode: Encode) -> None:
     answer = client.post("/predict", content=encode(kind="PNG"), headers={"content-type": "image/png"})
     assert answer.status_code == 200
