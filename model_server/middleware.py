@@ -39,7 +39,8 @@ class Methods:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            path, method = ALIASES.get(scope["path"], scope["path"]), scope["method"]
+            path: str = ALIASES.get(scope["path"], scope["path"])
+            method = scope["method"]
             if path not in self._allowed and path.rstrip("/") in self._allowed:
                 path = path.rstrip("/")
             scope["path"] = path

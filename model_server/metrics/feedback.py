@@ -6,11 +6,10 @@ from enum import Enum
 from typing import Dict
 
 from prometheus_client import CollectorRegistry, Counter
-from prometheus_client.utils import floatToGoString
 
 from model_server.metrics.predictions import CONFIDENCES
 
-BINS = tuple(floatToGoString(confidence) for confidence in CONFIDENCES)  # as the label `le` of `prediction_confidence`
+BINS = tuple(str(confidence) for confidence in CONFIDENCES)  # as the label `le` of `prediction_confidence`
 MAX_PAIRS = 2500  # of a class and its label, in each process: further ones count as OTHER
 OTHER = "other"
 

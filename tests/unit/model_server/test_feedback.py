@@ -6,7 +6,6 @@ from typing import Any, Dict
 
 import pytest
 
-from model_server import feedback
 from model_server.app import create_app
 from model_server.feedback import PredictionIds
 from model_server.settings import Settings, SettingsError
@@ -97,7 +96,7 @@ def test_ids_of_a_replaced_key_are_taken_until_it_is_gone(classifier: FakeClassi
 def test_an_old_prediction_is_refused(client: Client, encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
     prediction_id = post(client, encode()).headers["x-prediction-id"]
     now = time.time()
-    monkeypatch.setattr(feedback.time, "time", lambda: now + 91 * 24 * 3600)
+    monkeypatch.setattr(time, "time", lambda: now + 91 * 24 * 3600)
 
     assert tell(client, prediction_id, "apple").status_code == 410
     assert rejected(client) == {"expired": 1}
