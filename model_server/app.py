@@ -51,7 +51,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
     """
     keys = ApiKeys(settings.api_keys)  # what is wrong is told before the model is loaded
     internal = Networks(settings.internal_pages_from, "internal_pages_from")
-    ids = PredictionIds(settings.feedback_keys)
+    ids = PredictionIds(settings.feedback_keys_file)
     if classifier is None:
         bundle = read_bundle(settings.bundle)  # before torch, whose import takes seconds
         from model_server.model.classifier import Classifier  # noqa: PLC0415 - imports torch

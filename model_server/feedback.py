@@ -11,7 +11,8 @@ import mmap
 import os
 import struct
 import time
-from typing import Any, Callable, Dict, List, NamedTuple
+from pathlib import Path
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 from fastapi import Request
 from pydantic import BaseModel
@@ -52,18 +53,21 @@ class Predicted(NamedTuple):
 class PredictionIds:
     """Makes and reads the ids of predictions."""
 
-    def __init__(self, setting: str) -> None:
-        """Read keys with commas between them: the first one signs, all are accepted, so that one can be replaced.
+    def __init__(self, file: Optional[Path]) -> None:
+        """Read keys from a file, one in a line: the first one signs, all are accepted, so that one can be replaced.
 
         Raises:
-            SettingsError: a key is too short; the message does not repeat it.
+            SettingsError: the file cannot be read, or a key is too short; the message does not repeat it.
         """
-        keys = [key for key in setting.split(",") if key]
+        try:
+            keys = [] if file is None else file.read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(
+                f"{file}, the file of MODEL_SERVER_FEEDBACK_KEYS_FILE, cannot be read: {error}."
+            ) from error
         for number, key in enumerate(keys, start=1):
             if len(key) < SHORTEST_KEY:
-                raise SettingsError(
-                    f"Key {number} of MODEL_SERVER_FEEDBACK_KEYS has less than {SHORTEST_KEY} characters."
-                )
+                raise SettingsError(f"Key {number} in {file} has less than {SHORTEST_KEY} characters.")
         self._keys: List[bytes] = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     def __bool__(self) -> bool:

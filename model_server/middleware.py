@@ -39,8 +39,8 @@ class Methods:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            path: str = ALIASES.get(scope["path"], scope["path"])
-            method = scope["method"]
+            path: str = scope["path"]
+            path, method = ALIASES.get(path, path), scope["method"]
             if path not in self._allowed and path.rstrip("/") in self._allowed:
                 path = path.rstrip("/")
             scope["path"] = path

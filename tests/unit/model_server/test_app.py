@@ -161,8 +161,9 @@ def test_an_answer_names_its_model(client: Client, encode: Encode) -> None:
 
 
 @pytest.mark.parametrize("query", ["?details", "?details=", "?details=true"])
-def test_details_are_given_on_request(classifier: FakeClassifier, encode: Encode, query: str) -> None:
-    client = make_client(classifier, feedback_keys="k" * 32)
+def test_details_are_given_on_request(classifier: FakeClassifier, encode: Encode, query: str, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("k" * 32)
+    client = make_client(classifier, feedback_keys_file=tmp_path / "keys")
     answer = client.post(f"/predict{query}", content=encode(), headers={"content-type": "image/jpeg"})
     details = answer.json()
     assert details["id"] == answer.headers["x-prediction-id"]

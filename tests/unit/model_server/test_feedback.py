@@ -15,6 +15,13 @@ from tests.unit.model_server.test_app import Client, Encode, FakeClassifier, mak
 KEY, OTHER_KEY = "k" * 32, "o" * 32
 
 
+def keys(directory: Path, *keys: str) -> Path:
+    """Write a file of keys."""
+    file = directory / f"keys-{len(list(directory.iterdir()))}"
+    file.write_text("\n".join([*keys, ""]))
+    return file
+
+
 def count(client: Client, **labels: str) -> float:
     name = "feedback_by_confidence_total" if "bin" in labels else "feedback_total"
     return samples(client).get(name + str(sorted(labels.items())), 0.0)
@@ -30,8 +37,8 @@ def tell(client: Client, prediction_id: object, label: object) -> Any:
 
 
 @pytest.fixture
-def client(classifier: FakeClassifier) -> Client:
-    return make_client(classifier, feedback_keys=KEY)
+def client(classifier: FakeClassifier, tmp_path: Path) -> Client:
+    return make_client(classifier, feedback_keys_file=keys(tmp_path, KEY))
 
 
 @pytest.fixture
@@ -39,8 +46,8 @@ def classifier() -> FakeClassifier:
     return FakeClassifier()
 
 
-def test_one_server_takes_feedback_to_the_prediction_of_another(classifier: FakeClassifier, encode: Encode) -> None:
-    one, other = make_client(classifier, feedback_keys=KEY), make_client(FakeClassifier(), feedback_keys=KEY)
+def test_one_server_takes_feedback_to_the_prediction_of_another(encode: Encode, tmp_path: Path) -> None:
+    one, other = (make_client(FakeClassifier(), feedback_keys_file=keys(tmp_path, KEY)) for _ in range(2))
     ids = [post(one, encode()).headers["x-prediction-id"] for _ in range(3)]
 
     answers = [tell(other, prediction_id, label) for prediction_id, label in zip(ids, ("lemon", "lemon", "apple"))]
@@ -81,11 +88,12 @@ def test_a_changed_id_is_refused(client: Client, encode: Encode) -> None:
     assert tell(client, prediction_id, "apple").status_code == 200
 
 
-def test_ids_of_a_replaced_key_are_taken_until_it_is_gone(classifier: FakeClassifier, encode: Encode) -> None:
-    old = post(make_client(classifier, feedback_keys=KEY), encode()).headers["x-prediction-id"]
-    both = make_client(classifier, feedback_keys=f"{OTHER_KEY},{KEY}")
-    new = post(both, encode()).headers["x-prediction-id"]
-    only_new = make_client(classifier, feedback_keys=OTHER_KEY)
+def test_ids_of_a_replaced_key_are_taken_until_it_is_gone(encode: Encode, tmp_path: Path) -> None:
+    only_old, both, only_new = (
+        make_client(FakeClassifier(), feedback_keys_file=keys(tmp_path, *some))
+        for some in ((KEY,), (OTHER_KEY, KEY), (OTHER_KEY,))
+    )
+    old, new = (post(server, encode()).headers["x-prediction-id"] for server in (only_old, both))
 
     assert tell(both, old, "apple").status_code == 200
     assert tell(only_new, old, "apple").status_code == 403
@@ -126,20 +134,17 @@ def test_a_large_body_is_refused(client: Client) -> None:
     assert client.post("/feedback", content=bytes(4097)).status_code == 413
 
 
-def test_labels_that_a_later_model_lacks_are_taken_where_they_are_right(
-    classifier: FakeClassifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labels_that_a_later_model_lacks_are_taken_where_they_are_right(client: Client, tmp_path: Path) -> None:
     """The id names the class of the model that predicted."""
-    client = make_client(classifier, feedback_keys=KEY)
-    prediction_id = PredictionIds(KEY).issue("0.9", "quince", 3)
+    prediction_id = PredictionIds(keys(tmp_path, KEY)).issue("0.9", "quince", 3)
 
     assert tell(client, prediction_id, "quince").json()["correct"] is True
     assert count(client, version="0.9", label="quince", **{"class": "quince"}) == 1
 
 
-def test_pairs_of_classes_are_bounded(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_of_classes_are_bounded(client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("model_server.metrics.feedback.MAX_PAIRS", 2)
-    ids = PredictionIds(KEY)
+    ids = PredictionIds(keys(tmp_path, KEY))
     for predicted in ("a", "b", "c", "d", "a"):
         assert tell(client, ids.issue("1", predicted, 3), predicted).status_code == 200
 
@@ -155,19 +160,22 @@ def test_without_a_key_there_are_no_ids(classifier: FakeClassifier, encode: Enco
     assert not [key for key in samples(client) if key.startswith(("feedback", "rejected_feedback"))]
 
 
-def test_a_key_of_the_server_is_needed_where_it_has_keys(classifier: FakeClassifier, encode: Encode) -> None:
-    client = make_client(classifier, feedback_keys=KEY, api_keys=KEYS)
-    prediction_id = PredictionIds(KEY).issue("1.0", "lemon", 3)
+def test_a_key_of_the_server_is_needed_where_it_has_keys(classifier: FakeClassifier, tmp_path: Path) -> None:
+    file = keys(tmp_path, KEY)
+    client = make_client(classifier, feedback_keys_file=file, api_keys=KEYS)
+    prediction_id = PredictionIds(file).issue("1.0", "lemon", 3)
     body = json.dumps({"id": prediction_id, "label": "apple"}).encode()
 
     assert client.post("/feedback", content=body).status_code == 401
     assert client.post("/feedback", content=body, headers={"X-API-Key": "shop.new"}).status_code == 200
 
 
-def test_a_short_key_is_not_repeated_in_the_error() -> None:
-    with pytest.raises(SettingsError, match="Key 2 of MODEL_SERVER_FEEDBACK_KEYS has less than 32 characters") as error:
-        create_app(Settings(bundle=Path("none"), feedback_keys=f"{KEY},short"), FakeClassifier())
-    assert "short" not in str(error.value)
+def test_keys_that_cannot_be_used_are_explained_and_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"Key 2 in .* has less than 32 characters") as error:
+        create_app(Settings(bundle=Path("none"), feedback_keys_file=keys(tmp_path, KEY, "secret")), FakeClassifier())
+    assert "secret" not in str(error.value)
+    with pytest.raises(SettingsError, match="none, the file of MODEL_SERVER_FEEDBACK_KEYS_FILE, cannot be read"):
+        create_app(Settings(bundle=Path("none"), feedback_keys_file=tmp_path / "none"), FakeClassifier())
 
 
 def test_the_documentation_shows_what_is_told(client: Client) -> None:

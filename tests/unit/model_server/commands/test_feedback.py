@@ -2,7 +2,7 @@ import json
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 
@@ -11,15 +11,13 @@ from model_server.commands.cli import main
 from model_server.feedback import PredictionIds
 from tests.unit.model_server.test_app import Client, FakeClassifier, make_client
 
-KEY = "k" * 32
-
 
 class Server(HTTPServer):
     """The app behind a small server; what is in `faults` is answered first."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.app: Client = make_client(FakeClassifier(), feedback_keys=KEY)
+        self.app: Client = make_client(FakeClassifier(), feedback_keys_file=keys)
         self.faults: List[int] = []
         self.headers: List[Dict[str, str]] = []
 
@@ -49,9 +47,16 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def keys(tmp_path: Path) -> Path:
+    file = tmp_path / "keys"
+    file.write_text("k" * 32)
+    return file
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, keys: Path) -> Iterator[Server]:
     monkeypatch.setattr(feedback, "PAUSE_SECONDS", 0)
-    with Server() as server:
+    with Server(keys) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -59,62 +64,70 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.join()
 
 
-def write(path: Path, *labels: str) -> Path:
-    """Write a file of labels; the model had said lemon each time."""
-    ids = PredictionIds(KEY)
-    lines = [f"{ids.issue('1.0', 'lemon', 3)},{label}" for label in labels]
-    path.write_text("\n".join(["id,label", *lines, ""]), encoding="utf-8-sig")
-    return path
+Write = Callable[..., str]
 
 
-def test_a_file_is_counted_once(server: Server, tmp_path: Path, capsys: Any) -> None:
-    file = write(tmp_path / "labels.csv", *["lemon"] * 3, "apple")
+@pytest.fixture
+def write(tmp_path: Path, keys: Path) -> Write:
+    """Return what writes a file of labels; the model had said lemon each time."""
 
-    main(["feedback", str(file), "--url", server.url])
-    main(["feedback", str(file), "--url", f"{server.url}/"])
+    def write(*labels: str) -> str:
+        ids, path = PredictionIds(keys), tmp_path / "labels.csv"
+        lines = [f"{ids.issue('1.0', 'lemon', 3)},{label}" for label in labels]
+        path.write_text("\n".join(["id,label", *lines, ""]), encoding="utf-8-sig")
+        return str(path)
+
+    return write
+
+
+def test_a_file_is_counted_once(server: Server, write: Write, capsys: Any) -> None:
+    file = write(*["lemon"] * 3, "apple")
+
+    main(["feedback", file, "--url", server.url])
+    main(["feedback", file, "--url", f"{server.url}/"])
 
     first, second = capsys.readouterr().out.splitlines()
     assert first == "feedback: 4 counted, 75.0% of them right; 0 had been counted before; 0 refused"
     assert second == "feedback: 0 counted; 4 had been counted before; 0 refused"
 
 
-def test_rows_that_are_refused_are_told_and_the_others_counted(server: Server, tmp_path: Path, capsys: Any) -> None:
-    file = write(tmp_path / "labels.csv", "lemon", "tomato", "lemon")
+def test_rows_that_are_refused_are_told_and_the_others_counted(server: Server, write: Write, capsys: Any) -> None:
+    file = write("lemon", "tomato", "lemon")
 
     with pytest.raises(SystemExit, match=r"feedback: 1 of the rows of .*labels.csv were refused"):
-        main(["feedback", str(file), "--url", server.url])
+        main(["feedback", file, "--url", server.url])
 
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "feedback: row 2 was refused (422): 'tomato' is no class of the model."
     assert said[1].startswith("feedback: 2 counted, 100.0% of them right")
 
 
-def test_an_overloaded_server_is_asked_again(server: Server, tmp_path: Path, capsys: Any) -> None:
+def test_an_overloaded_server_is_asked_again(server: Server, write: Write, capsys: Any) -> None:
     server.faults = [503, 503]
-    main(["feedback", str(write(tmp_path / "labels.csv", "lemon")), "--url", server.url])
+    main(["feedback", write("lemon"), "--url", server.url])
     assert capsys.readouterr().out.startswith("feedback: 1 counted")
 
 
-def test_an_answer_of_a_proxy_is_shown(server: Server, tmp_path: Path, capsys: Any) -> None:
+def test_an_answer_of_a_proxy_is_shown(server: Server, write: Write, capsys: Any) -> None:
     server.faults = [502]
     with pytest.raises(SystemExit):
-        main(["feedback", str(write(tmp_path / "labels.csv", "lemon")), "--url", server.url])
+        main(["feedback", write("lemon"), "--url", server.url])
     assert "row 1 was refused (502): <html>a proxy" in capsys.readouterr().out
 
 
-def test_a_key_is_sent(server: Server, tmp_path: Path) -> None:
+def test_a_key_is_sent(server: Server, write: Write, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("shop.secret\n")
     arguments = ["--url", server.url, "--api-key-file", str(tmp_path / "key")]
-    main(["feedback", str(write(tmp_path / "labels.csv", "lemon")), *arguments])
+    main(["feedback", write("lemon"), *arguments])
     assert server.headers[0]["X-API-Key"] == "shop.secret"
 
 
-def test_a_server_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_there_is_named(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feedback, "PAUSE_SECONDS", 0)
     with pytest.raises(
         SystemExit, match=r"http://127.0.0.1:9 did not take row 1: .*; run the same command again later"
     ):
-        main(["feedback", str(write(tmp_path / "labels.csv", "lemon")), "--url", "http://127.0.0.1:9"])
+        main(["feedback", write("lemon"), "--url", "http://127.0.0.1:9"])
 
 
 @pytest.mark.parametrize(
@@ -143,6 +156,6 @@ def test_a_file_that_cannot_be_used_is_explained(tmp_path: Path, content: Any, w
         (["--url", "https://127.0.0.1:9", "--ca-file", "none"], "none cannot be used: No such file"),
     ],
 )
-def test_options_that_cannot_be_used_are_explained(tmp_path: Path, arguments: List[str], words: str) -> None:
+def test_options_that_cannot_be_used_are_explained(write: Write, arguments: List[str], words: str) -> None:
     with pytest.raises(SystemExit, match=words):
-        main(["feedback", str(write(tmp_path / "labels.csv", "lemon")), *arguments])
+        main(["feedback", write("lemon"), *arguments])
