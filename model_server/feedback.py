@@ -19,7 +19,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from model_server.metrics.feedback import BINS, FeedbackMetrics, FeedbackReason
+from model_server.metrics.feedback import FeedbackMetrics, FeedbackReason
+from model_server.model.accuracy import CONFIDENCES
 from model_server.model.bundle import Manifest
 from model_server.settings import SettingsError
 from model_server.upload import read_body
@@ -100,7 +101,7 @@ class PredictionIds:
             days = MAX_AGE_SECONDS // (24 * 3600)
             raise RejectedFeedbackError(410, FeedbackReason.EXPIRED, f"The prediction is older than {days} days.")
         named = content[_HEAD.size :]
-        return Predicted(named[:length].decode(), named[length:].decode(), min(bin_, len(BINS) - 1), tag)
+        return Predicted(named[:length].decode(), named[length:].decode(), min(bin_, len(CONFIDENCES) - 1), tag)
 
 
 def _sign(key: bytes, content: bytes) -> bytes:

@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse
 from model_server.api_keys import ApiKeys
 from model_server.decoding import load_upload, open_upload
 from model_server.feedback import PredictionIds
-from model_server.metrics.feedback import confidence_bin
 from model_server.metrics.predictions import ModelMetrics, Reason, RequestTimings
+from model_server.model.accuracy import Accuracy, confidence_bin
 from model_server.model.bundle import Manifest
 from model_server.model.preprocessing import LARGE
 from model_server.model.reference import Reference
@@ -35,6 +35,9 @@ class ImageClassifier(Protocol):
 
     @property
     def reference(self) -> Optional[Reference]: ...
+
+    @property
+    def accuracy(self) -> Optional[Accuracy]: ...
 
     @property
     def ready(self) -> bool: ...

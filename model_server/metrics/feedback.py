@@ -1,17 +1,17 @@
 """The metrics of feedback: what predictions should have been, as clients say later."""
 
-import math
-from bisect import bisect_left
 from enum import Enum
+from itertools import product
 from typing import Dict
 
 from prometheus_client import CollectorRegistry, Counter
 
-from model_server.metrics.predictions import CONFIDENCES
+from model_server.model.accuracy import CONFIDENCE_BINS
+from model_server.model.bundle import Manifest
 
-BINS = tuple(str(confidence) for confidence in CONFIDENCES)  # as the label `le` of `prediction_confidence`
 MAX_PAIRS = 2500  # of a class and its label, in each process: further ones count as OTHER
 OTHER = "other"
+FEW_CLASSES = 10  # of which each pair is there from the start
 
 
 class FeedbackReason(Enum):
@@ -24,16 +24,11 @@ class FeedbackReason(Enum):
     UNKNOWN_LABEL = "unknown_label"
 
 
-def confidence_bin(confidence: float) -> int:
-    """Return the number of the bin that a confidence falls into; that of a broken model, NaN, is the first one."""
-    return 0 if math.isnan(confidence) else min(bisect_left(CONFIDENCES, confidence), len(BINS) - 1)
-
-
 class FeedbackMetrics:
     """Counts feedback by the version of the model that had predicted."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        """Register the metrics."""
+    def __init__(self, registry: CollectorRegistry, manifest: Manifest) -> None:
+        """Register the metrics; those of this model begin with 0, so that the first feedback is an increase."""
         self._labels = Counter(
             "feedback",
             "Predictions whose true class a client has told, by version of the model, predicted and true class",
@@ -51,10 +46,16 @@ class FeedbackMetrics:
         )
         self._reasons = {reason: rejected.labels(reason.value) for reason in FeedbackReason}
         self._pairs: Dict[object, Counter] = {}
+        for name, correct in product(CONFIDENCE_BINS, ("true", "false")):
+            self._confidences.labels(manifest.version, name, correct)
+        if len(manifest.classes) <= FEW_CLASSES:
+            for predicted, label in product(manifest.classes, repeat=2):
+                pair = (manifest.version, predicted, label)
+                self._pairs[pair] = self._labels.labels(*pair)
 
     def count(self, version: str, predicted: str, label: str, bin_: int) -> None:
         """Count the true class of a prediction."""
-        self._confidences.labels(version, BINS[bin_], str(predicted == label).lower()).inc()
+        self._confidences.labels(version, CONFIDENCE_BINS[bin_], str(predicted == label).lower()).inc()
         pair = (version, predicted, label)
         if pair not in self._pairs and len(self._pairs) >= MAX_PAIRS:
             pair = (version, OTHER, OTHER)

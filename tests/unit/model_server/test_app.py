@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from model_server.app import create_app
 from model_server.metrics.predictions import ModelMetrics, Reason, RequestTimings
 from model_server.middleware import WithoutRanges
+from model_server.model.accuracy import Accuracy
 from model_server.model.reference import Reference
 from model_server.server.self_check import check
 from model_server.settings import Settings
@@ -55,6 +56,7 @@ MANIFEST = Lemon.manifest
 class FakeClassifier:
     manifest = MANIFEST
     reference: Optional[Reference] = None
+    accuracy: Optional[Accuracy] = None
     ready = True
 
     def __init__(self) -> None:
@@ -499,7 +501,7 @@ def sampled(metrics: ModelMetrics) -> Dict[str, float]:
 
 def test_of_predictions_in_close_order_some_are_sampled(clock: Any) -> None:
     torch = pytest.importorskip("torch")
-    metrics = ModelMetrics(MANIFEST, REFERENCE)
+    metrics = ModelMetrics(MANIFEST, REFERENCE, None)
     for _ in range(500):
         timings = RequestTimings()
         timings.lap("read")
@@ -511,7 +513,7 @@ def test_of_predictions_in_close_order_some_are_sampled(clock: Any) -> None:
 
 def test_slow_predictions_are_not_sampled_more_often_than_others(clock: Any) -> None:
     torch = pytest.importorskip("torch")
-    metrics = ModelMetrics(MANIFEST, REFERENCE)
+    metrics = ModelMetrics(MANIFEST, REFERENCE, None)
     for seconds in random.choices([0.02, 0.002], k=10_000):
         timings = RequestTimings()
         timings.lap("read")
@@ -524,7 +526,7 @@ def test_slow_predictions_are_not_sampled_more_often_than_others(clock: Any) -> 
 
 def test_slow_uploads_are_sampled_as_often_as_others(clock: Any) -> None:
     torch = pytest.importorskip("torch")
-    metrics = ModelMetrics(MANIFEST, REFERENCE)
+    metrics = ModelMetrics(MANIFEST, REFERENCE, None)
     arriving: List[RequestTimings] = []
     for slow in random.choices([True, False], k=20_000):
         timings = RequestTimings()
@@ -542,7 +544,7 @@ def test_slow_uploads_are_sampled_as_often_as_others(clock: Any) -> None:
 
 
 def test_confidence_of_a_broken_model_leaves_the_histogram_whole() -> None:
-    metrics = ModelMetrics(MANIFEST, None)
+    metrics = ModelMetrics(MANIFEST, None, None)
     timings = RequestTimings()
     timings.lap("read")
     metrics.predict(timings, None, "lemon", float("nan"))

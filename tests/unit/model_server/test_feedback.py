@@ -142,8 +142,14 @@ def test_labels_that_a_later_model_lacks_are_taken_where_they_are_right(client: 
     assert count(client, version="0.9", label="quince", **{"class": "quince"}) == 1
 
 
+def test_the_first_feedback_is_an_increase(client: Client) -> None:
+    """Prometheus sees no increase in a series that begins with 1."""
+    zeros = [key for key, value in samples(client).items() if key.startswith("feedback_") and "_total" in key]
+    assert len(zeros) == 3 * 3 + 11 * 2
+
+
 def test_pairs_of_classes_are_bounded(client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("model_server.metrics.feedback.MAX_PAIRS", 2)
+    monkeypatch.setattr("model_server.metrics.feedback.MAX_PAIRS", 3 * 3 + 2)
     ids = PredictionIds(keys(tmp_path, KEY))
     for predicted in ("a", "b", "c", "d", "a"):
         assert tell(client, ids.issue("1", predicted, 3), predicted).status_code == 200
