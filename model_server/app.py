@@ -15,15 +15,18 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 
 from model_server.api_keys import ApiKeys
+from model_server.feedback import FEEDBACK_ERRORS, FEEDBACK_REQUEST, Feedback, FeedbackAnswer, PredictionIds
 from model_server.metrics.exposition import CONTENT_TYPE, Page
+from model_server.metrics.feedback import FeedbackMetrics
 from model_server.metrics.journal import LimitedLog
 from model_server.metrics.predictions import ModelMetrics, Reason
 from model_server.metrics.requests import RequestMetrics
 from model_server.metrics.slots import check_metrics_dir
 from model_server.middleware import LOOPBACK, InternalPages, Methods, WithoutRanges, allowed_methods
 from model_server.model.bundle import BundleError, read_bundle
+from model_server.model_routes import add_model_routes
 from model_server.networks import Networks
-from model_server.predict import PREDICT_ERRORS, PREDICT_REQUEST, ImageClassifier, Prediction, Predictor
+from model_server.predict import PREDICT_ERRORS, PREDICT_REQUEST, ImageClassifier, Prediction, Predictor, Problem
 from model_server.server.http1 import Overload
 from model_server.settings import Settings, SettingsError, read_settings
 
@@ -48,6 +51,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
     """
     keys = ApiKeys(settings.api_keys)  # what is wrong is told before the model is loaded
     internal = Networks(settings.internal_pages_from, "internal_pages_from")
+    ids = PredictionIds(settings.feedback_keys_file)
     if classifier is None:
         bundle = read_bundle(settings.bundle)  # before torch, whose import takes seconds
         from model_server.model.classifier import Classifier  # noqa: PLC0415 - imports torch
@@ -55,8 +59,9 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         classifier = Classifier(bundle, settings.allow_pickle)
     model = classifier
 
-    metrics = ModelMetrics(model.manifest, model.reference, settings.release, keys.names)
-    predictor = Predictor(settings, model, metrics, keys)
+    metrics = ModelMetrics(model.manifest, model.reference, model.accuracy, settings.release, keys.names)
+    predictor = Predictor(settings, model, metrics, keys, ids)
+    needed = [Security(APIKeyHeader(name="X-API-Key", auto_error=False))] if keys.names else []  # for /docs
     predict_route = DirectRoute(
         "/predict",
         predictor.predict,
@@ -64,12 +69,29 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         response_model=Prediction,
         openapi_extra=PREDICT_REQUEST,
         responses=PREDICT_ERRORS,
-        dependencies=[Security(APIKeyHeader(name="X-API-Key", auto_error=False))] if keys.names else [],  # for /docs
+        dependencies=needed,
     )
+    routes: List[APIRoute] = [predict_route]  # they are tried in order: the busiest one comes first
+    if ids:
+        feedback = Feedback(ids, model.manifest, FeedbackMetrics(metrics.registry, model.manifest), predictor.authorize)
+        routes.append(
+            DirectRoute(
+                "/feedback",
+                feedback.take,
+                methods=["POST"],
+                response_model=FeedbackAnswer,
+                openapi_extra=FEEDBACK_REQUEST,
+                responses={
+                    status: {"description": description, "model": Problem}
+                    for status, description in FEEDBACK_ERRORS.items()
+                },
+                dependencies=needed,
+            )
+        )
     interface: Dict[str, Any] = {
         "title": "Model server",
         "description": "Classifies images and counts what it does.",
-        "routes": [predict_route],  # routes are tried in order: the busiest one comes first
+        "routes": routes,
         "redirect_slashes": False,  # a redirect would copy the client's Host
     }
     app: FastAPI = FastAPIOffline(**interface) if settings.docs else FastAPI(**interface, openapi_url=None)
@@ -82,19 +104,20 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         return {"status": "ok", "docs": "/docs"} if settings.docs else {"status": "ok"}
 
     @app.get("/healthz")
-    async def healthz() -> Dict[str, str]:
+    async def healthz() -> Dict[str, Any]:
         """Answer as long as the process is alive."""
-        return {"status": "alive"}
+        return {"status": "alive", "live": True}
 
     @app.get("/readyz", responses={503: {"description": "The model has not answered yet, or the server is drained"}})
-    async def readyz(request: Request) -> Dict[str, str]:
+    async def readyz(request: Request) -> Dict[str, Any]:
         """Answer 200 once the model has done a forward pass, unless the server is drained."""
         if not model.ready:
             raise HTTPException(503, "The model is not ready.")
         if settings.is_drained() and not request.scope.get("self_check"):
             raise HTTPException(503, "The server is drained: it answers, and a balancer sends it nothing new.")
-        return {"status": "ready"}
+        return {"status": "ready", "ready": True}
 
+    add_model_routes(app, model.manifest, predictor.authorize)
     if internal:
         app.add_middleware(InternalPages, networks=internal)
     allowed: Dict[str, List[str]] = {}

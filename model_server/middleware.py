@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from model_server.networks import Networks
 
 INTERNAL_PAGES = frozenset({"/metrics", "/healthz", "/readyz", "/docs", "/redoc", "/openapi.json"})
+ALIASES = {"/v2/health/live": "/healthz", "/v2/health/ready": "/readyz"}  # of the Open Inference Protocol
 LOOPBACK = Networks("127.0.0.0/8,::1", "internal_pages_from")
 
 
@@ -38,9 +39,11 @@ class Methods:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            path, method = scope["path"], scope["method"]
+            path: str = scope["path"]
+            path, method = ALIASES.get(path, path), scope["method"]
             if path not in self._allowed and path.rstrip("/") in self._allowed:
-                path = scope["path"] = path.rstrip("/")
+                path = path.rstrip("/")
+            scope["path"] = path
             if method == "HEAD":
                 scope = {**scope, "method": "GET"}  # the server sends no body: its own scope keeps HEAD
             elif method == "OPTIONS" and path in self._allowed:

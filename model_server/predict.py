@@ -1,6 +1,7 @@
 """The route /predict: from a request to the name of a class."""
 
 import asyncio
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Protocol, Sequence, Tuple, Union
 
@@ -11,7 +12,9 @@ from starlette.responses import JSONResponse
 
 from model_server.api_keys import ApiKeys
 from model_server.decoding import load_upload, open_upload
+from model_server.feedback import PredictionIds
 from model_server.metrics.predictions import ModelMetrics, Reason, RequestTimings
+from model_server.model.accuracy import Accuracy, confidence_bin
 from model_server.model.bundle import Manifest
 from model_server.model.preprocessing import LARGE
 from model_server.model.reference import Reference
@@ -34,6 +37,9 @@ class ImageClassifier(Protocol):
     def reference(self) -> Optional[Reference]: ...
 
     @property
+    def accuracy(self) -> Optional[Accuracy]: ...
+
+    @property
     def ready(self) -> bool: ...
 
     def preprocess(self, image: Image.Image) -> "Tensor": ...
@@ -44,12 +50,28 @@ class ImageClassifier(Protocol):
     def classify_batch(self, images: "Sequence[Tensor]") -> Sequence[Tuple[str, float]]: ...
 
 
+class ModelName(BaseModel):
+    """The model that answered; `digest` is the SHA-256 of its weights."""
+
+    name: str
+    version: str
+    digest: str
+
+
 class Prediction(BaseModel):
-    """The answer to an image; `filename` is null when it came as the bare body."""
+    """The answer to an image; `filename` is null when it came as the bare body.
+
+    The other fields are there with `?details`: the id for /feedback, null where the server takes none, the softmax of
+    the likely class, the model, and the milliseconds of each stage.
+    """
 
     filename: Optional[str]
     content_type: str
     likely_class: str
+    id: Optional[str] = None
+    confidence: Optional[float] = None
+    model: Optional[ModelName] = None
+    timings_ms: Optional[Dict[str, float]] = None
 
 
 class Problem(BaseModel):
@@ -58,8 +80,19 @@ class Problem(BaseModel):
     detail: str
 
 
+DETAILS = frozenset({"", "true"})  # values of the query's field `details` that ask for them
 IMAGE_SCHEMA = {"type": "string", "format": "binary"}
 PREDICT_REQUEST: Dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "details",
+            "in": "query",
+            "required": False,
+            "allowEmptyValue": True,
+            "schema": {"type": "string", "enum": ["", "true"]},
+            "description": "Answer with the id for /feedback, the confidence, the model and the timings, too.",
+        }
+    ],
     "requestBody": {
         "required": True,
         "content": {
@@ -68,7 +101,7 @@ PREDICT_REQUEST: Dict[str, Any] = {
             },
             "image/*": {"schema": IMAGE_SCHEMA},
         },
-    }
+    },
 }
 PREDICT_ERRORS: Dict[Any, Dict[str, Any]] = {
     400: {"description": "Not an image, or a malformed form", "model": Problem},
@@ -88,8 +121,13 @@ class Predictor:
     gunicorn's heartbeat and is replaced.
     """
 
-    def __init__(self, settings: Settings, model: ImageClassifier, metrics: ModelMetrics, keys: ApiKeys) -> None:
-        self._settings, self._model, self._metrics, self._keys = settings, model, metrics, keys
+    def __init__(
+        self, settings: Settings, model: ImageClassifier, metrics: ModelMetrics, keys: ApiKeys, ids: PredictionIds
+    ) -> None:
+        self._settings, self._model, self._metrics, self._keys, self._ids = settings, model, metrics, keys, ids
+        manifest = model.manifest
+        self._named = {"name": manifest.name, "version": manifest.version, "digest": manifest.weights_sha256}
+        self._headers = {f"X-Model-{field.capitalize()}": value for field, value in self._named.items()}
         self._fast_for = model.manifest.input_size if settings.decoding == "fast" else None
         self._batches = Batches(model.classify_batch, model.batch_size, metrics.queue)
         self._large_images = ThreadPoolExecutor(1)  # one at a time: each takes much memory
@@ -102,7 +140,7 @@ class Predictor:
         """Name the class of an image, sent as form field `file` or as the body itself."""
         timings = RequestTimings()
         try:
-            return JSONResponse(await self._answer(request, timings))
+            return await self._answer(request, timings)
         except RejectedInputError as error:
             self._metrics.reject(error.reason)
             request.scope["problem"] = error.detail
@@ -110,16 +148,22 @@ class Predictor:
         finally:
             self._metrics.record(timings)
 
-    def _authorize(self, request: Request) -> None:
+    def authorize(self, request: Request) -> None:
+        """Refuse a request without one of the keys, where the server has keys.
+
+        Raises:
+            RejectedInputError: 401.
+        """
+        if not self._keys.names or request.scope.get("self_check"):
+            return
         caller = self._keys.judge(request.headers)
         self._metrics.authorize(caller.name, caller.accepted)
         if not caller.accepted:
             sentence = "A key is needed: send X-API-Key: NAME.SECRET, or Authorization: Bearer NAME.SECRET."
             raise RejectedInputError(401, Reason.UNAUTHORIZED, sentence, {"WWW-Authenticate": "Bearer"})
 
-    async def _answer(self, request: Request, timings: RequestTimings) -> Dict[str, Optional[str]]:
-        if self._keys.names and not request.scope.get("self_check"):
-            self._authorize(request)  # before the body is read
+    async def _answer(self, request: Request, timings: RequestTimings) -> JSONResponse:
+        self.authorize(request)  # before the body is read
         upload = await read_upload(request, self._settings.max_body_bytes)
         timings.lap("read")
         if self.is_overloaded():  # by requests that have come since the head
@@ -150,7 +194,21 @@ class Predictor:
         pixels, (likely_class, confidence) = await self._batches.predict(prepare, timings.lap)
         _refuse_if(is_gone())
         self._metrics.predict(timings, pixels, likely_class, confidence)
-        return {"filename": upload.filename, "content_type": content_type, "likely_class": likely_class}
+        answer: Dict[str, Any] = {
+            "filename": upload.filename,
+            "content_type": content_type,
+            "likely_class": likely_class,
+        }
+        headers = self._headers
+        prediction_id = None
+        if self._ids:
+            prediction_id = self._ids.issue(self._named["version"], likely_class, confidence_bin(confidence))
+            headers = {**headers, "X-Prediction-Id": prediction_id}
+        if request.scope["query_string"] and request.query_params.get("details", "false") in DETAILS:
+            answer["id"], answer["model"] = prediction_id, self._named
+            answer["confidence"] = None if math.isnan(confidence) else confidence  # JSON has no NaN
+            answer["timings_ms"] = {stage: round(seconds * 1000, 3) for stage, seconds in timings.stages.items()}
+        return JSONResponse(answer, headers=headers)
 
 
 def _refuse_if(is_gone: bool) -> None:

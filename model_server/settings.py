@@ -48,6 +48,9 @@ class Settings(WeightsSettings):
     max_image_pixels: int = Field(50_000_000, ge=1024, description="an image of more pixels is refused (413)")
     allowed_origins: str = Field("", description="origins of pages that may ask, with commas between them; or *")
     api_keys: str = Field("", description="keys of /predict: NAME:SHA256 of each secret, with commas between them")
+    feedback_keys_file: Optional[Path] = Field(
+        None, description="file of keys, one in a line, that sign ids of predictions; without it there is no /feedback"
+    )
     internal_pages_from: str = Field(
         "", description="who sees /metrics, /docs, /healthz and /readyz beside the host itself; all when empty"
     )

@@ -59,7 +59,7 @@ async def read_upload(request: Request, max_body_bytes: int) -> Upload:
         raise _unsupported(WHAT_IS_TAKEN)
     if media_type != FORM and not media_type.startswith(b"image/") and media_type.decode("latin-1") not in UNTYPED:
         raise _unsupported(f"A body of the type {media_type.decode('latin-1')} is not accepted. {WHAT_IS_TAKEN}")
-    body = await _read_body(request, max_body_bytes)
+    body = await read_body(request, max_body_bytes)
     if media_type != FORM:
         return Upload(None, header, body)
     if not options.get(b"boundary"):
@@ -67,7 +67,12 @@ async def read_upload(request: Request, max_body_bytes: int) -> Upload:
     return _find_file(options[b"boundary"], body)
 
 
-async def _read_body(request: Request, max_body_bytes: int) -> bytes:
+async def read_body(request: Request, max_body_bytes: int) -> bytes:
+    """Read the body of a request.
+
+    Raises:
+        RejectedInputError: 413 it is larger than `max_body_bytes`; 408 it came too slowly; 499 the client has gone.
+    """
     too_large = RejectedInputError(
         413, Reason.BODY_TOO_LARGE, f"The request body is larger than {max_body_bytes} bytes."
     )

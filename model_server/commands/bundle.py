@@ -17,7 +17,9 @@ from PIL import Image
 from model_server.commands import CommandError
 from model_server.commands.classifier import load_classifier, without_pickle
 from model_server.commands.images import find_images, read_images
+from model_server.model.accuracy import Accuracy, measure, write_accuracy
 from model_server.model.bundle import (
+    ACCURACY,
     FRUIT_CLASSIFIER,
     MANIFEST,
     REFERENCE,
@@ -111,7 +113,8 @@ def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--labelled",
         type=Path,
         metavar="FOLDER",
-        help="images to measure the accuracy with: those of class x anywhere below FOLDER/x",
+        help="images to measure the accuracy with: those of class x anywhere below FOLDER/x; it is written into the "
+        "bundle as accuracy.json",
     )
 
     packing = actions.add_parser(
@@ -152,7 +155,12 @@ def check(options: argparse.Namespace) -> None:
     classifier = load_classifier(bundle)
     _describe(bundle, classifier)
     if labelled:
-        _judge(classifier, labelled, options.labelled)
+        accuracy = _judge(classifier, labelled, options.labelled)
+        try:
+            write_accuracy(options.directory / ACCURACY, accuracy)
+        except OSError as error:
+            raise BundleError(f"{options.directory} cannot be written to: {error.strerror}.") from error
+        _say(f"written:      {options.directory / ACCURACY}, with which the server estimates its accuracy")
 
 
 def pack(options: argparse.Namespace) -> None:
@@ -161,8 +169,9 @@ def pack(options: argparse.Namespace) -> None:
     bundle = read_bundle(options.directory)
     _describe(bundle, load_classifier(bundle))
     files = {MANIFEST: read_bytes(options.directory / MANIFEST), bundle.weights_path.name: bundle.weights}
-    if bundle.reference is not None:
-        files[REFERENCE] = read_bytes(options.directory / REFERENCE)
+    for name, part in ((REFERENCE, bundle.reference), (ACCURACY, bundle.accuracy)):
+        if part is not None:
+            files[name] = read_bytes(options.directory / name)
     archive = _archive(files)
     try:
         write_whole(options.archive, archive)
@@ -213,11 +222,13 @@ def _find_labelled(folder: Path, classes: Sequence[str]) -> Dict[str, List[Path]
     return {directory.name: find_images([directory]) for directory in directories}
 
 
-def _judge(classifier: "Classifier", labelled: Dict[str, List[Path]], folder: Path) -> None:
-    hits, counts = {}, {}
+def _judge(classifier: "Classifier", labelled: Dict[str, List[Path]], folder: Path) -> Accuracy:
+    hits, counts, judged = {}, {}, []
     for name, paths in labelled.items():
-        answers = [classifier.classify(classifier.preprocess(image)).likely_class for image in read_images(paths, _say)]
-        hits[name], counts[name] = answers.count(name), len(answers)
+        answers = [classifier.classify(classifier.preprocess(image)) for image in read_images(paths, _say)]
+        rights = [answer.likely_class == name for answer in answers]
+        hits[name], counts[name] = sum(rights), len(rights)
+        judged += [(answer.confidence, is_right) for answer, is_right in zip(answers, rights)]
     total = sum(counts.values())
     if total == 0:
         raise CommandError(f"{folder} has no image that can be decoded.")
@@ -225,6 +236,7 @@ def _judge(classifier: "Classifier", labelled: Dict[str, List[Path]], folder: Pa
     _say(f"accuracy:     {_share(sum(hits.values()), total)}" + (f", {left_out} left out" if left_out else ""))
     for name, count in counts.items():
         _say(f"  {name}: {_share(hits[name], count)}")
+    return measure(judged, classifier.manifest.weights_sha256)
 
 
 def _share(hits: int, count: int) -> str:

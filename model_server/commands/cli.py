@@ -8,6 +8,7 @@ from typing import Optional, Sequence
 
 from model_server.commands import CommandError
 from model_server.commands.bundle import add_bundle
+from model_server.commands.feedback import add_feedback
 from model_server.commands.reference import add_reference
 from model_server.model.bundle import BundleError, refuse_existing
 from model_server.server.handover import HandoverError, reload_service
@@ -24,6 +25,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_bundle(commands)
     add_reference(commands)
+    add_feedback(commands)
     add_train_demo(commands)
     add_handover(commands)
     options = parser.parse_args(arguments)

@@ -16,6 +16,7 @@ from torch.nn import functional
 from model_server.commands import CommandError
 from model_server.commands.drawings import FRUITS, draw_fruit
 from model_server.metrics.features import observe
+from model_server.model.accuracy import Accuracy, measure
 from model_server.model.bundle import FRUIT_CLASSIFIER, make_bundle, refuse_existing, write_bundle
 from model_server.model.classifier import Classifier
 from model_server.model.fruit_classifier import FruitClassifier
@@ -54,11 +55,11 @@ def normalise(pixels: Tensor) -> Tensor:
     return normalised
 
 
-def train(seed: int) -> Tuple[nn.Module, float, Tensor]:
+def train(seed: int) -> Tuple[nn.Module, float, Tensor, Tensor]:
     """Train a classifier, with progress on standard output.
 
     Returns:
-        The model, its accuracy (0..1) on drawings that it was not trained on, and the pixels of these.
+        The model, its accuracy (0..1) on drawings that it was not trained on, and the pixels and labels of these.
     """
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -89,12 +90,21 @@ def train(seed: int) -> Tuple[nn.Module, float, Tensor]:
         seconds = time.monotonic() - started
         loss_mean = total / TRAINING_IMAGES
         _say(f"epoch {epoch}/{EPOCHS}: loss {loss_mean:.3f}, held-out accuracy {accuracy:.1%} ({seconds:.1f} s)")
-    return model.to(memory_format=torch.contiguous_format).eval(), accuracy, held_out
+    return model.to(memory_format=torch.contiguous_format).eval(), accuracy, held_out, answers
 
 
 def refer(classifier: Classifier, pixels: Tensor) -> Reference:
     """Describe drawings of shape (N, 3, 150, 150) that the model was not trained on: of those it would be too sure."""
     return build([observe(drawing, *classifier.classify(drawing)) for drawing in pixels.split(1)], CLASSES)
+
+
+def judge(classifier: Classifier, pixels: Tensor, labels: Tensor) -> Accuracy:
+    """Measure the accuracy by confidence on the same drawings; `labels` are their classes, of shape (N,)."""
+    answers = [classifier.classify(drawing) for drawing in pixels.split(1)]
+    truths = [CLASSES[label] for label in labels.tolist()]
+    rights = [answer.likely_class == truth for answer, truth in zip(answers, truths)]
+    judged = zip((answer.confidence for answer in answers), rights)
+    return measure(judged, classifier.manifest.weights_sha256)
 
 
 def write_demo_bundle(path: Path, seed: int) -> None:
@@ -105,7 +115,7 @@ def write_demo_bundle(path: Path, seed: int) -> None:
         CommandError: the model did not learn enough to be served.
     """
     refuse_existing(path)
-    model, accuracy, held_out = train(seed)
+    model, accuracy, held_out, answers = train(seed)
     if accuracy < LOWEST_ACCURACY:
         raise CommandError(
             f"The model reached {accuracy:.1%} on held-out drawings, but {LOWEST_ACCURACY:.0%} are needed."
@@ -120,8 +130,9 @@ def write_demo_bundle(path: Path, seed: int) -> None:
         "mean": MEAN,
         "std": STD,
     }
-    reference = refer(Classifier(make_bundle(path, weights, fields)), held_out)
-    write_bundle(path, weights, fields, reference)
+    classifier = Classifier(make_bundle(path, weights, fields))
+    reference, judged = refer(classifier, held_out), judge(classifier, held_out, answers)
+    write_bundle(path, weights, fields, reference, judged)
     _say(f"accuracy {accuracy:.1%} on held-out drawings; bundle written to {path}")
 
 

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from model_server.model.accuracy import CONFIDENCES, Accuracy, confidence_bin
 from model_server.model.bundle import Manifest
 from model_server.model.reference import FEATURES, Reference
 
@@ -81,16 +82,21 @@ class ModelMetrics:
     """
 
     def __init__(
-        self, manifest: Manifest, reference: Optional[Reference], release: str = "", key_names: Sequence[str] = ()
+        self,
+        manifest: Manifest,
+        reference: Optional[Reference],
+        accuracy: Optional[Accuracy],
+        release: str = "",
+        key_names: Sequence[str] = (),
     ) -> None:
         self.registry = CollectorRegistry()
-        self.constants = generate_latest(_Constants(manifest, reference, release))
+        self.constants = generate_latest(_Constants(manifest, reference, accuracy, release))
         predictions = Counter("predictions", "Predictions made, by class", ["class"], registry=self.registry)
         confidence = Histogram(
             "prediction_confidence",
             "Softmax of the likely class, by class",
             ["class"],
-            buckets=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1),
+            buckets=CONFIDENCES,
             registry=self.registry,
         )
         stages = Histogram(
@@ -135,6 +141,14 @@ class ModelMetrics:
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
         self._classes = {name: (predictions.labels(name), confidence.labels(name)) for name in manifest.classes}
         self._reasons = {reason: rejected.labels(reason.value) for reason in Reason}
+        self._expected: Sequence[float] = ()
+        if accuracy is not None:
+            self._expected = accuracy.expected()
+            self._expected_right = Counter(
+                "expected_right_predictions",
+                "Predictions that are right, as far as the model's accuracy by confidence tells",
+                registry=self.registry,
+            )
         self._features = None if reference is None else _FeatureMetrics(reference, self.registry)
 
     def record(self, timings: RequestTimings) -> None:
@@ -165,6 +179,8 @@ class ModelMetrics:
         count, confidences = self._classes[likely_class]
         count.inc()
         confidences.observe(confidence)
+        if self._expected:
+            self._expected_right.inc(self._expected[confidence_bin(confidence)])
         if self._features is not None:
             self._features.observe(timings.received, pixels, likely_class, confidence)
 
@@ -206,8 +222,10 @@ class _FeatureMetrics:
 class _Constants(Collector):
     """What does not change while a model is served, and is not kept in the files of the workers."""
 
-    def __init__(self, manifest: Manifest, reference: Optional[Reference], release: str) -> None:
-        self._manifest, self._reference, self._release = manifest, reference, release
+    def __init__(
+        self, manifest: Manifest, reference: Optional[Reference], accuracy: Optional[Accuracy], release: str
+    ) -> None:
+        self._manifest, self._reference, self._accuracy, self._release = manifest, reference, accuracy, release
         self._loaded = time.time()
 
     def collect(self) -> Iterable[Metric]:
@@ -223,6 +241,15 @@ class _Constants(Collector):
         info.add_metric(list(labels.values()), 1)
         yield info
         yield GaugeMetricFamily("model_loaded_timestamp_seconds", "When the model was loaded", self._loaded)
+        if self._accuracy is not None:
+            ratio, images = self._accuracy.ratio, self._accuracy.images
+            for name, help_text, value in (
+                ("model_accuracy_ratio", "Share of right answers to the images that the model was judged by", ratio),
+                ("model_accuracy_images", "Images that the model was judged by", images),
+            ):
+                known = GaugeMetricFamily(name, help_text, labels=("version",))
+                known.add_metric([manifest.version], value)
+                yield known
         if self._reference is not None:
             shares = GaugeMetricFamily(
                 "feature_reference_ratio",

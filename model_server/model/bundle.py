@@ -1,8 +1,8 @@
 """A bundle: the directory that holds one model.
 
-`model.yaml` is about it, `weights.safetensors` or `weights.pt` its state dict or TorchScript, and `reference.json`,
-which may be absent, the reference that its requests are compared with. docs/models.md has the fields, and how
-`model-server bundle` makes, checks and packs bundles.
+`model.yaml` is about it, and `weights.safetensors` or `weights.pt` its state dict or TorchScript. `reference.json`, the
+reference that its requests are compared with, and `accuracy.json`, how often it is right, may be absent.
+docs/models.md has the fields, and how `model-server bundle` makes, checks and packs bundles.
 """
 
 import difflib
@@ -19,11 +19,12 @@ from typing import Dict, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 
+from model_server.model.accuracy import Accuracy, write_accuracy
 from model_server.model.reference import PREDICTED_CLASS, Reference, write_reference
 
 MANIFEST = "model.yaml"
 SAFETENSORS, PICKLED = "weights.safetensors", "weights.pt"  # a bundle has one of them
-REFERENCE = "reference.json"
+REFERENCE, ACCURACY = "reference.json", "accuracy.json"
 FRUIT_CLASSIFIER, TORCHSCRIPT = "fruit_classifier", "torchscript"  # the other architectures are torchvision's
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -91,6 +92,7 @@ class Bundle(NamedTuple):
     weights_path: Path
     weights: bytes
     reference: Optional[Reference] = None
+    accuracy: Optional[Accuracy] = None
 
     @property
     def is_safetensors(self) -> bool:
@@ -99,19 +101,21 @@ class Bundle(NamedTuple):
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Read a bundle with its reference, if it has one, and verify the checksum of its weights.
+    """Read a bundle with its reference and its accuracy, if it has them, and verify the checksum of its weights.
 
     Raises:
         BundleError: a file is missing, unreadable or malformed, or the weights are not those of the manifest.
     """
     bundle = read_model(path)
-    if not (path / REFERENCE).exists():
-        return bundle
-    return bundle._replace(reference=read_reference(path / REFERENCE, bundle.manifest.classes))
+    if (path / REFERENCE).exists():
+        bundle = bundle._replace(reference=read_reference(path / REFERENCE, bundle.manifest.classes))
+    if (path / ACCURACY).exists():
+        bundle = bundle._replace(accuracy=_read_accuracy(path / ACCURACY, bundle.manifest.weights_sha256))
+    return bundle
 
 
 def read_model(path: Path) -> Bundle:
-    """Read a bundle but for its reference, and verify the checksum of its weights, without unpickling anything.
+    """Read a bundle but for its reference and accuracy, and verify the checksum of its weights; nothing is unpickled.
 
     Raises:
         BundleError: a file is missing, unreadable or malformed, or the weights are not those of the manifest.
@@ -136,13 +140,7 @@ def read_reference(path: Path, classes: Sequence[str]) -> Reference:
     Raises:
         BundleError: the file is unreadable or malformed, or is about other classes.
     """
-    text = read_bytes(path)
-    try:
-        fields = json.loads(text)
-    except ValueError as error:
-        where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise BundleError(f"{path} is not valid JSON{where}.") from error
-    reference = _validate(path, _require_mapping(path, fields), Reference)
+    reference = _validate(path, _parse_json(path), Reference)
     known = reference.ratios[PREDICTED_CLASS]
     if set(known) != set(classes):
         got, expected = ", ".join(sorted(known)), ", ".join(sorted(classes))
@@ -162,7 +160,13 @@ def make_bundle(path: Path, weights: bytes, fields: Dict[str, object]) -> Bundle
     return bundle._replace(weights_path=path / SAFETENSORS) if bundle.is_safetensors else bundle
 
 
-def write_bundle(path: Path, weights: bytes, fields: Dict[str, object], reference: Optional[Reference] = None) -> None:
+def write_bundle(
+    path: Path,
+    weights: bytes,
+    fields: Dict[str, object],
+    reference: Optional[Reference] = None,
+    accuracy: Optional[Accuracy] = None,
+) -> None:
     """Write a bundle at `path`, whole or not at all; `fields` are the manifest's but for `weights_sha256`.
 
     Raises:
@@ -180,6 +184,8 @@ def write_bundle(path: Path, weights: bytes, fields: Dict[str, object], referenc
         (staging / MANIFEST).write_text(text, encoding="utf-8")
         if reference is not None:
             write_reference(staging / REFERENCE, reference)
+        if accuracy is not None:
+            write_accuracy(staging / ACCURACY, accuracy)
         os.rename(staging, path)
     except OSError as error:
         raise BundleError(f"The bundle {path} cannot be written: {error.strerror}.") from error
@@ -219,6 +225,26 @@ def _parse_manifest(path: Path, text: bytes) -> Dict[str, object]:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise BundleError(f"{path} is not valid YAML{where}.") from error
+    return _require_mapping(path, fields)
+
+
+def _read_accuracy(path: Path, weights_sha256: str) -> Accuracy:
+    accuracy = _validate(path, _parse_json(path), Accuracy)
+    if accuracy.weights_sha256 != weights_sha256:
+        raise BundleError(
+            f"{path} is about other weights, of SHA-256 {accuracy.weights_sha256}; remove it, or measure it again with "
+            "model-server bundle check --labelled."
+        )
+    return accuracy
+
+
+def _parse_json(path: Path) -> Dict[str, object]:
+    text = read_bytes(path)
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise BundleError(f"{path} is not valid JSON{where}.") from error
     return _require_mapping(path, fields)
 
 

@@ -35,6 +35,7 @@ class Classifier:
     Attributes:
         manifest: what the bundle says of the model; its `classes` are in the order of the logits.
         reference: of the bundle, None if it has none.
+        accuracy: of the bundle, None if it has none.
         batch_size: the largest number of images that it classifies together.
         ready: true once a forward pass has been done.
     """
@@ -52,6 +53,7 @@ class Classifier:
         manifest = bundle.manifest
         self.manifest = manifest
         self.reference = bundle.reference
+        self.accuracy = bundle.accuracy
         self.ready = False
         self._size = manifest.input_size
         self._model = load_model(bundle, allow_pickle)

@@ -28,6 +28,7 @@ RECEIVERS = {
 # Where the other roles take one.
 SECRETS = {
     "model_server_api_keys": [{"name": "shop", "secret": f"{SECRET}-of-the-shop"}],
+    "model_server_feedback_keys": [f"{SECRET}-that-signs"],
     "haproxy_operators": [{"name": "duty", "password": SECRET}],
     "grafana_admin_password": SECRET,
     "grafana_prometheus_url": f"http://user:{SECRET}@127.0.0.1:9090",

@@ -5,6 +5,7 @@ Not among the unit tests: Locust, which those import, replaces Python's threads.
 
 import re
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pytest
@@ -16,7 +17,10 @@ from model_server.app import create_app
 from model_server.settings import Settings
 from tests.unit.model_server.test_app import Client, FakeClassifier
 
-APP = create_app(Settings(bundle=Path("none")), FakeClassifier())
+with NamedTemporaryFile("w") as KEYS:
+    KEYS.write("k" * 32)
+    KEYS.flush()
+    APP = create_app(Settings(bundle=Path("none"), feedback_keys_file=Path(KEYS.name)), FakeClassifier())
 SCHEMA: Any = schemathesis.openapi.from_asgi("/openapi.json", APP)
 OPERATIONS = [found.ok() for found in SCHEMA.get_all_operations()]
 CHECKS = [
@@ -28,7 +32,15 @@ CHECKS = [
 
 
 def test_every_path_is_asked() -> None:
-    assert {operation.label for operation in OPERATIONS} == {"GET /", "GET /healthz", "GET /readyz", "POST /predict"}
+    assert {operation.label for operation in OPERATIONS} == {
+        "GET /",
+        "GET /healthz",
+        "GET /model",
+        "GET /readyz",
+        "GET /v2/models/lemon",
+        "POST /feedback",
+        "POST /predict",
+    }
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])

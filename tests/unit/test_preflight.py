@@ -67,6 +67,7 @@ WRONG: Dict[str, Dict[str, Any]] = {
             "model_server_api_keys has a key without a usable secret;",
         ),
         "key_without_secret": ({"model_server_api_keys": [{"name": "shop"}]}, "a key without a usable secret;"),
+        "short_feedback_key": ({"model_server_feedback_keys": ["short"]}, "has a key of less than 32 characters"),
         "unknown_decoding": ({"model_server_decoding": "slow"}, "is 'slow'; set it to exact or fast."),
         "missing_bundle": (
             {"model_server_bundle": "/no/such/bundle"},

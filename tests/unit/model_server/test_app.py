@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from model_server.app import create_app
 from model_server.metrics.predictions import ModelMetrics, Reason, RequestTimings
 from model_server.middleware import WithoutRanges
+from model_server.model.accuracy import Accuracy
 from model_server.model.reference import Reference
 from model_server.server.self_check import check
 from model_server.settings import Settings
@@ -55,6 +56,7 @@ MANIFEST = Lemon.manifest
 class FakeClassifier:
     manifest = MANIFEST
     reference: Optional[Reference] = None
+    accuracy: Optional[Accuracy] = None
     ready = True
 
     def __init__(self) -> None:
@@ -153,6 +155,37 @@ def test_an_image_is_classified(client: Client, classifier: FakeClassifier, enco
     assert answer.status_code == 200
     assert answer.json() == {"filename": "fruit.jpg", "content_type": "image/jpeg", "likely_class": "lemon"}
     assert (classifier.seen[0].mode, classifier.seen[0].size) == ("RGB", (200, 160))
+
+
+def test_an_answer_names_its_model(client: Client, encode: Encode) -> None:
+    answer = post(client, encode())
+    assert [answer.headers[f"x-model-{field}"] for field in ("name", "version", "digest")] == ["lemon", "1.0", "0" * 64]
+
+
+@pytest.mark.parametrize("query", ["?details", "?details=", "?details=true"])
+def test_details_are_given_on_request(classifier: FakeClassifier, encode: Encode, query: str, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("k" * 32)
+    client = make_client(classifier, feedback_keys_file=tmp_path / "keys")
+    answer = client.post(f"/predict{query}", content=encode(), headers={"content-type": "image/jpeg"})
+    details = answer.json()
+    assert details["id"] == answer.headers["x-prediction-id"]
+    assert details["confidence"] == 0.9
+    assert details["model"] == {"name": "lemon", "version": "1.0", "digest": "0" * 64}
+    assert set(details["timings_ms"]) == {"read", "queue", "decode", "preprocess", "forward"}
+
+
+@pytest.mark.parametrize("query", ["?details=false", "?other"])
+def test_without_details_the_answer_is_the_original_labs(client: Client, encode: Encode, query: str) -> None:
+    answer = client.post(f"/predict{query}", content=encode(), headers={"content-type": "image/jpeg"})
+    assert answer.content == b'{"filename":null,"content_type":"image/jpeg","likely_class":"lemon"}'
+
+
+def test_details_of_a_broken_model_are_json(
+    classifier: FakeClassifier, encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classifier, "classify_batch", lambda images: [("lemon", float("nan"))] * len(images))
+    answer = make_client(classifier).post("/predict?details", content=encode(), headers={"content-type": "image/jpeg"})
+    assert answer.json()["confidence"] is None
 
 
 def test_the_bare_body_is_classified(client: Client, encode: Encode) -> None:
@@ -468,7 +501,7 @@ def sampled(metrics: ModelMetrics) -> Dict[str, float]:
 
 def test_of_predictions_in_close_order_some_are_sampled(clock: Any) -> None:
     torch = pytest.importorskip("torch")
-    metrics = ModelMetrics(MANIFEST, REFERENCE)
+    metrics = ModelMetrics(MANIFEST, REFERENCE, None)
     for _ in range(500):
         timings = RequestTimings()
         timings.lap("read")
@@ -480,7 +513,7 @@ def test_of_predictions_in_close_order_some_are_sampled(clock: Any) -> None:
 
 def test_slow_predictions_are_not_sampled_more_often_than_others(clock: Any) -> None:
     torch = pytest.importorskip("torch")
-    metrics = ModelMetrics(MANIFEST, REFERENCE)
+    metrics = ModelMetrics(MANIFEST, REFERENCE, None)
     for seconds in random.choices([0.02, 0.002], k=10_000):
         timings = RequestTimings()
         timings.lap("read")
@@ -493,7 +526,7 @@ def test_slow_predictions_are_not_sampled_more_often_than_others(clock: Any) -> 
 
 def test_slow_uploads_are_sampled_as_often_as_others(clock: Any) -> None:
     torch = pytest.importorskip("torch")
-    metrics = ModelMetrics(MANIFEST, REFERENCE)
+    metrics = ModelMetrics(MANIFEST, REFERENCE, None)
     arriving: List[RequestTimings] = []
     for slow in random.choices([True, False], k=20_000):
         timings = RequestTimings()
@@ -511,7 +544,7 @@ def test_slow_uploads_are_sampled_as_often_as_others(clock: Any) -> None:
 
 
 def test_confidence_of_a_broken_model_leaves_the_histogram_whole() -> None:
-    metrics = ModelMetrics(MANIFEST, None)
+    metrics = ModelMetrics(MANIFEST, None, None)
     timings = RequestTimings()
     timings.lap("read")
     metrics.predict(timings, None, "lemon", float("nan"))

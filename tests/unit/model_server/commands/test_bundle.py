@@ -90,12 +90,16 @@ def test_accuracy_is_that_of_the_labelled_images(
     main(["bundle", "check", str(bundle), "--labelled", str(labelled)])
     said = capsys.readouterr().out
     assert f"left out, because it cannot be decoded as an image: {labelled / 'lemon' / 'damaged.jpg'}" in said
-    assert said.splitlines()[-4:] == [
+    assert said.splitlines()[-5:] == [
         "accuracy:     33.3% of 6 images, 1 left out",
         "  apple: 0.0% of 3 images",
         "  grapes: 100.0% of 2 images",
         "  lemon: 0.0% of 1 image",
+        f"written:      {bundle / 'accuracy.json'}, with which the server estimates its accuracy",
     ]
+    accuracy = read_bundle(bundle).accuracy
+    assert accuracy is not None
+    assert (accuracy.images, accuracy.ratio) == (6, 2 / 6)
 
 
 def test_a_folder_that_is_not_labelled_is_explained(bundle: Path, labelled: Path, tmp_path: Path) -> None:

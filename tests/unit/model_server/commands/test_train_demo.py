@@ -69,6 +69,8 @@ def test_the_reference_is_what_the_server_sees_of_such_drawings(train_demo: Any,
         pixels = classifier.preprocess(picture)
         observations.append(observe(pixels, *classifier.classify(pixels)))
     assert bundle.reference == build(observations, train_demo.CLASSES)
+    assert bundle.accuracy is not None
+    assert bundle.accuracy.images == train_demo.HELD_OUT_IMAGES
 
 
 def test_an_existing_bundle_is_refused_at_once(
@@ -83,8 +85,8 @@ def test_an_existing_bundle_is_refused_at_once(
 def test_a_model_that_learnt_nothing_is_not_written(
     train_demo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def train(seed: int) -> Tuple[object, float, object]:
-        return object(), 0.9667, object()
+    def train(seed: int) -> Tuple[object, float, object, object]:
+        return object(), 0.9667, object(), object()
 
     monkeypatch.setattr(train_demo, "LOWEST_ACCURACY", 0.97)
     monkeypatch.setattr(train_demo, "train", train)

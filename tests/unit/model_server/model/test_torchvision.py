@@ -99,7 +99,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "HELD_OUT_IMAGES", 30)  # which the weights do not depend on
-        model, accuracy, _ = training.train(seed=0)
+        model, accuracy, *_ = training.train(seed=0)
     assert accuracy > 0.9
     return test_classifier.load(
         test_classifier.make_bundle(tmp_path_factory.mktemp("trained") / "bundle", model.state_dict())

@@ -30,6 +30,7 @@ class Lemon:
         weights_sha256="0" * 64,
     )
     reference = None
+    accuracy = None
     ready = True
 
     def preprocess(self, image: Image.Image) -> Any:
