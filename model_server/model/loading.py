@@ -3,7 +3,6 @@
 import ctypes
 import io
 import json
-import pickle
 from typing import Any, Dict, Iterable, List
 
 import safetensors
@@ -113,7 +112,7 @@ def _load_torchscript(bundle: Bundle) -> nn.Module:
         )
     try:
         return load_torchscript(bundle.weights)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # a damaged file can raise anything, here and below
         raise BundleError(f"{path} cannot be loaded by torch {torch.__version__}: {_reason(error)}.") from error
 
 
@@ -174,7 +173,7 @@ def to_safetensors(state: Dict[str, Tensor]) -> bytes:
 def _load_safetensors(bundle: Bundle) -> Dict[str, Tensor]:
     try:
         state: Dict[str, Tensor] = safetensors.torch.load(bundle.weights)
-    except (safetensors.SafetensorError, KeyError) as error:  # damaged, or a type of numbers that this torch lacks
+    except Exception as error:  # damaged, or a type of numbers that this torch lacks
         raise BundleError(
             f"{bundle.weights_path} is not a safetensors file that can be read ({_reason(error)}), "
             "though its SHA-256 is the expected one."
@@ -186,7 +185,7 @@ def _load_pickled(bundle: Bundle) -> Dict[str, Tensor]:
     path = bundle.weights_path
     try:
         loaded: Any = torch.load(io.BytesIO(bundle.weights), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:
         raise BundleError(
             f"{path} is not a PyTorch state dict (as torch.save(model.state_dict(), …) writes it), "
             "though its SHA-256 is the expected one."

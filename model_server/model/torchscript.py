@@ -20,7 +20,7 @@ def is_torchscript(weights: bytes) -> bool:
     try:
         with zipfile.ZipFile(io.BytesIO(weights)) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
+    except Exception:  # a damaged file raises more than BadZipFile: of its names, its version, its offsets
         return False
 
 

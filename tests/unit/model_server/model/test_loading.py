@@ -1,17 +1,19 @@
 import io
 import zipfile
 from pathlib import Path
-from typing import Any, Callable, Dict, Tuple
+from random import Random
+from typing import Any, Callable, Dict, Iterator, Tuple
 
 import pytest
 
 from model_server.model.bundle import Bundle, BundleError, Manifest, read_bundle, write_bundle
+from model_server.model.bundle import make_bundle as bundle_of
 
 torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn  # noqa: E402
 
-from tests.unit.model_server.bundle_fields import FIELDS  # noqa: E402
+from tests.unit.model_server.bundle_fields import FIELDS, SMALL  # noqa: E402
 from tests.unit.model_server.model.torchvision_reference.make import published_weights  # noqa: E402
 
 # PyTorch would have everyone leave TorchScript; files of it are out there.
@@ -124,6 +126,38 @@ def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
     for weights in (whole[:-1], whole[:100], whole.replace(b"F32", b"F99", 1)):
         with pytest.raises(BundleError, match=r"weights.safetensors is not a safetensors file that can be read \("):
             load(make_bundle(tmp_path / str(len(weights)) / weights[:40].hex()[-8:], weights))
+
+
+def mutations(whole: bytes, rng: Random) -> Iterator[bytes]:
+    """Yield a file that was cut off, and with bits and fields changed: all over, and where its directories are."""
+    for _ in range(10):
+        yield whole[: rng.randrange(len(whole))]
+        for place in (rng.randrange(len(whole)), rng.randrange(2000), len(whole) - 1 - rng.randrange(2000)):
+            changed = bytearray(whole)
+            for byte in range(place, min(place + rng.choice((1, 8)), len(whole))):
+                changed[byte] = rng.randrange(256)
+            yield bytes(changed)
+
+
+@pytest.mark.parametrize("kind", ["pickled", "safetensors", "torchscript"])
+def test_damaged_weights_give_a_sentence_or_a_model(tmp_path: Path, kind: str) -> None:
+    from model_server.model.fruit_classifier import FruitClassifier
+    from model_server.model.loading import to_safetensors
+
+    fields, network, buffer = {**SMALL}, FruitClassifier(3, 32).eval(), io.BytesIO()
+    if kind == "torchscript":
+        fields["architecture"] = "torchscript"
+        torch.jit.save(torch.jit.trace(network, torch.zeros(1, 3, 32, 32)), buffer)
+    state = network.state_dict()
+    whole = {"pickled": saved(state), "safetensors": to_safetensors(state), "torchscript": buffer.getvalue()}[kind]
+
+    refused = 0
+    for weights in mutations(whole, Random(kind)):
+        try:
+            load(bundle_of(tmp_path, weights, fields))
+        except BundleError:
+            refused += 1
+    assert refused >= 10
 
 
 def test_torch_that_a_pickle_can_trick_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
