@@ -213,7 +213,7 @@ WRONG: Dict[str, Dict[str, Any]] = {
         "url_as_target": ({"prometheus_targets": {"node": ["http://a:1"]}}, "lists http://a:1; write each target as"),
         "unknown_alert": (
             {"prometheus_alert_for": {"TargetGone": "10s", "TargetDown": "10s"}},
-            "prometheus_alert_for names TargetGone, and there is no such alert; the alerts are Alertmanager",
+            "prometheus_alert_for names TargetGone, and there is no such alert; the alerts are Accuracy",
         ),
         "no_duration": (
             {"prometheus_alert_for": {"NoTraffic": 10, "TargetDown": "10s"}},
