@@ -36,6 +36,10 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         host: {
             "prometheus_alert_for": alert_for,
             "prometheus_runbooks_url": "docs/runbooks.md" if host == "plain" else RUNBOOKS,
+            "prometheus_objective_p50_seconds": 0.05 if host == "plain" else 0.08,
+            "prometheus_objective_p99_seconds": 0.3,
+            "prometheus_objective_success_ratio": 0.99 if host == "plain" else 0.999,
+            "prometheus_objective_days": 30 if host == "plain" else 7,
         }
         for host, alert_for in durations.items()
     }
@@ -103,6 +107,17 @@ def test_alerts_that_are_not_named_keep_theirs(deployed: Path) -> None:
     before, after = alerts(deployed, "plain"), alerts(deployed, "one")
 
     assert [alert for alert in ALERTS if before[alert]["for"] != after[alert]["for"]] == ["TargetDown"]
+
+
+def test_objectives_are_those_of_the_host(deployed: Path) -> None:
+    groups = yaml.safe_load((deployed / "every_objectives.yml").read_text(encoding="utf-8"))["groups"]
+    found = {rule["record"]: rule["expr"].strip() for group in groups for rule in group["rules"]}
+
+    assert found["objective:latency_p50:seconds"] == "vector(0.08)"
+    assert found["objective:latency_p99:seconds"] == "vector(0.3)"
+    assert found["objective:success:ratio"] == "vector(0.999)"
+    assert found["objective:window:days"] == "vector(7)"
+    assert "increase1m[7d]))" in (deployed / "every_model.yml").read_text(encoding="utf-8")
 
 
 def test_links_lead_to_the_runbooks(deployed: Path) -> None:

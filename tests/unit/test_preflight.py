@@ -213,13 +213,18 @@ WRONG: Dict[str, Dict[str, Any]] = {
         "url_as_target": ({"prometheus_targets": {"node": ["http://a:1"]}}, "lists http://a:1; write each target as"),
         "unknown_alert": (
             {"prometheus_alert_for": {"TargetGone": "10s", "TargetDown": "10s"}},
-            "prometheus_alert_for names TargetGone, and there is no such alert; the alerts are Alertmanager",
+            "prometheus_alert_for names TargetGone, and there is no such alert; the alerts are Accuracy",
         ),
         "no_duration": (
             {"prometheus_alert_for": {"NoTraffic": 10, "TargetDown": "10s"}},
             "prometheus_alert_for has no duration for NoTraffic; set each to one number and one unit",
         ),
         "list_of_durations": ({"prometheus_alert_for": ["10s"]}, "prometheus_alert_for is not a mapping; set it to"),
+        "milliseconds": (
+            {"prometheus_objective_p50_seconds": 50, "prometheus_objective_p99_seconds": 300},
+            "set them to seconds above 0, the first not above the second, and that not above 10.",
+        ),
+        "percent": ({"prometheus_objective_success_ratio": 99}, "set them to a share between 0 and 1, such as 0.999"),
         "anchor": ({"prometheus_runbooks_url": "https://a/b#c"}, "set it to a URL or a path, without an anchor."),
         "url_without_slash": (
             {"prometheus_external_url": "https://a/b"},
