@@ -30,9 +30,10 @@ PROJECTED = 1000
 RECORDED = 120  # seconds
 SETTLE = 60  # seconds before a measurement
 SECONDS = 90  # of a measurement
+COMPLETE = 0.99  # share of the scrapes below which Prometheus takes less than it would need
 RULES = REPOSITORY / "roles" / "prometheus" / "files" / "rules"
 MEGABYTE, KILOBYTE = 1e6, 1e3
-DAY = 86400
+DAY, BLOCK = 86400, 7200  # seconds
 JOBS = ("model_server", "node")
 LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -284,11 +285,13 @@ def measure(image: bytes, bodies: Sequence[bytes]) -> None:
     for servers in COUNTS:
         found.append(asyncio.run(usage(pages, servers)))
         print(_row(found[-1]), flush=True)
+    complete = [each for each in found if each.answered > COMPLETE]
     for servers in COUNTS[FIRST:]:
         print(f"{servers} servers, projected from {COUNTS[:FIRST]}: {_line(projected(found[:FIRST], servers))}")
-    print(f"{PROJECTED} servers, projected from all: {_line(projected(found, PROJECTED))}")
-    last = found[-1]
-    of_day = last.samples * DAY * last.sample_bytes + 12 * last.series_bytes * last.series
+    counts = tuple(each.servers for each in complete)
+    print(f"{PROJECTED} servers, projected from {counts}: {_line(projected(complete, PROJECTED))}")
+    last = complete[-1]
+    of_day = last.samples * DAY * last.sample_bytes + DAY / BLOCK * last.series_bytes * last.series
     print(f"a day on disk, for each server: {of_day / last.servers / MEGABYTE:.0f} MB")
 
 
