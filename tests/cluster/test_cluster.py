@@ -53,7 +53,7 @@ def longest_gap(prometheus: Prometheus, since: float) -> float:
     """Return the longest time in seconds that Prometheus has no sample of a model server, from a moment until now."""
     now = time.time()
     (series,) = prometheus.query(f'up{{job="model_server", instance="server-1:8000"}}[{now - since:.0f}s]', at=now)
-    moments = [since, *(moment for moment, _ in series["values"]), now]
+    moments: list[float] = [since, *(moment for moment, _ in series["values"]), now]
     return max(later - earlier for earlier, later in pairwise(moments))
 
 
@@ -130,7 +130,7 @@ def test_drained_server_gets_nothing_new_and_nobody_notices(fleet: Fleet, tell: 
     assert after[1] > before[1]
 
 
-def test_killed_server_loses_only_its_requests_in_flight(fleet: Fleet, receiver: WebhookReceiver, tell: Tell) -> None:
+def test_killed_server_loses_nothing_that_can_be_repeated(fleet: Fleet, receiver: WebhookReceiver, tell: Tell) -> None:
     machine = fleet.servers[0].machine
     started = time.time()
     with Traffic(fleet) as traffic:
@@ -146,8 +146,7 @@ def test_killed_server_loses_only_its_requests_in_flight(fleet: Fleet, receiver:
         )
 
     tell("server killed", f"{figures(traffic)}, longest time without an answer {traffic.longest_gap():.1f} s")
-    assert len(traffic.failed) <= traffic.clients
-    assert max((request.began for request in traffic.failed), default=0) < started + 5
+    assert traffic.failed == []  # all of these images fit into a buffer of the door
 
 
 def test_hanging_server_delays_only_the_requests_that_it_has(fleet: Fleet, tell: Tell) -> None:
