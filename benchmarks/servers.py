@@ -90,7 +90,7 @@ def running(
         RuntimeError: it does not answer; the message ends with its output.
     """
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, (Path(folder) / "log").open("w+b") as log:
-        port = _free_port()
+        port = free_port()
         metrics = Path(folder) / "metrics"
         metrics.mkdir()
         environment = {
@@ -124,7 +124,7 @@ def running(
             process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -60,6 +60,12 @@ with_docker() { # ARGUMENT... of the calling script
   IN_GROUP_DOCKER=1 exec sg docker -c "$(printf '%q ' "$PWD/script/${0##*/}" "$@")"
 }
 
+# Unpacks a package of the distribution into .cache/PACKAGE, for its programs alone: installed, it would start its service.
+extract() { # PACKAGE
+  rm -rf ".cache/$1" && mkdir -p ".cache/$1" .cache/bin
+  (cd ".cache/$1" && apt-get download "$1" && dpkg-deb --extract "$1"_*.deb . && rm "$1"_*.deb)
+}
+
 # Prints the path of a CPython between FIRST and LAST (3.11 3.13) that can make a virtual environment, or nothing.
 find_python() { # FIRST LAST
   local candidate minor

@@ -15,11 +15,11 @@ __all__ = ["ansible", "load", "pytest_terminal_summary", "receiver", "tell"]
 
 @dataclass(frozen=True)
 class Fleet:
-    """Model servers behind a front door, and the host that watches them."""
+    """Model servers behind a front door, and the hosts that watch them."""
 
     servers: Sequence[ModelServer]
     door: Machine
-    monitor: Machine
+    monitors: Sequence[Machine]
 
     @property
     def ways(self) -> list[Way]:
@@ -27,13 +27,14 @@ class Fleet:
         return [self.door.door]
 
     @property
-    def prometheus(self) -> Prometheus:
-        return Prometheus(self.monitor)
+    def prometheis(self) -> list[Prometheus]:
+        return [Prometheus(monitor) for monitor in self.monitors]
 
 
 @pytest.fixture(scope="session")
 def fleet() -> Fleet:
-    server_1, server_2, door, monitor = (
-        Machine(f"model-monitoring-{SCENARIO}-{name}") for name in ("server-1", "server-2", "door", "monitor")
+    server_1, server_2, door, *monitors = (
+        Machine(f"model-monitoring-{SCENARIO}-{name}")
+        for name in ("server-1", "server-2", "door", "monitor", "monitor-2")
     )
-    return Fleet([ModelServer(server_1), ModelServer(server_2)], door, monitor)
+    return Fleet([ModelServer(server_1), ModelServer(server_2)], door, monitors)

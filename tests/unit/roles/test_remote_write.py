@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Set, Tuple
 
 import pytest
+import yaml
 
 from tests.unit.model_server.server.gunicorn_process import wait_for
 from tests.unit.roles import daemons
+from tests.unit.roles.monitoring_play import ROLES, RULES
 
 pytest.importorskip("ansible")
 
@@ -36,6 +38,29 @@ def test_a_store_gets_the_samples_of_both_and_can_tell_them_apart(tmp_path: Path
             15,
             "what both say of both is in the store",
         )
+
+
+@daemons.needs("prometheus", "--web.enable-remote-write-receiver")
+def test_a_store_that_takes_nothing_lags_until_it_does(tmp_path: Path) -> None:
+    groups = yaml.safe_load((ROLES / RULES).read_text())["groups"]
+    (rule,) = (rule for group in groups for rule in group["rules"] if rule.get("alert") == "PrometheusRemoteWriteLags")
+    limit = "> 120"
+    assert limit in rule["expr"]
+    lag = rule["expr"].replace(limit, "> 3")
+    (port,) = daemons.free_ports(1)
+    store = f"127.0.0.1:{port}"
+    remote_write = {"url": f"http://{store}/api/v1/write", "queue_config": {"batch_send_deadline": "200ms"}}
+    (tmp_path / "play").mkdir()
+    with ExitStack() as stack:
+        webhook = stack.enter_context(daemons.Webhook())
+        host, _ = daemons.deployed_hosts(tmp_path / "play", webhook, prometheus_remote_write=[remote_write])
+        stack.enter_context(daemons.prometheus(tmp_path / host.name, host))
+
+        wait_for(lambda: daemons.query(host.prometheus, lag), 15, "the store lags")
+        (late,) = daemons.query(host.prometheus, lag)
+        assert late["metric"]["url"] == remote_write["url"]
+        stack.enter_context(daemons.store(tmp_path / "store", store))
+        wait_for(lambda: not daemons.query(host.prometheus, lag), 30, "the store has caught up")
 
 
 def written(store: str) -> Set[Tuple[str, str]]:
