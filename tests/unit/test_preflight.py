@@ -349,6 +349,14 @@ WRONG: Dict[str, Dict[str, Any]] = {
         "standing_still": ({"locust_spawn_rate": 0}, "set it to more than 0 users a second."),
         "no_length": ({"locust_run_time": "forever"}, "set it to a length like 60s, 5m or 1h30m."),
         "old_system": ({"os": {"distribution_version": "18.04"}}, "Ubuntu 18.04 is not supported"),
+        "no_path": (
+            {"locust_metrics_directory": "metrics"},
+            "locust_metrics_directory is 'metrics'; set it to the full path of the directory",
+        ),
+        "nobody_known": (
+            {"locust_metrics_user": "no-such-user"},
+            "locust_metrics_user is 'no-such-user', whom nobody_known does not know; set it to the user who",
+        ),
     },
 }
 RIGHT: Dict[str, Dict[str, Any]] = {
@@ -423,7 +431,11 @@ RIGHT: Dict[str, Dict[str, Any]] = {
             "haproxy_unlimited_clients": ["10.0.0.0/8", "app"],
         },
     },
-    "load_generators": {"as_it_is": {}, "long_run": {"locust_run_time": "1h30m"}},
+    "load_generators": {
+        "as_it_is": {},
+        "long_run": {"locust_run_time": "1h30m"},
+        "no_figures": {"locust_metrics_directory": "", "locust_metrics_user": "root"},
+    },
 }
 
 
