@@ -613,6 +613,28 @@ def test_a_name_that_another_host_does_not_know_is_explained(tmp_path: Path) -> 
     assert "load finds no address of renamed.invalid, by which it would reach another host; set host_address of" in said
 
 
+def test_monitoring_hosts_alone_have_to_know_a_load_generator_and_only_one_with_a_node_exporter(tmp_path: Path) -> None:
+    said = {}
+    for name, variables in {
+        "unknown": {"host_address": "renamed.invalid"},
+        "itself": {"host_address": "127.0.0.1"},
+        "unwatched": {"host_address": "renamed.invalid", "node_exporter_state": "absent"},
+    }.items():
+        (tmp_path / name).mkdir()
+        inventory = {
+            "all": {"vars": LOCAL},
+            "model_servers": {"hosts": {"server": {"host_address": "192.0.2.1"}}},
+            "monitoring": {"hosts": {"monitor": {"host_address": "192.0.2.2"}}},
+            "load_generators": {"hosts": {"load": variables}},
+        }
+        said[name] = find_each_other(tmp_path / name, inventory)
+
+    assert "monitor finds no address of renamed.invalid, by which it would reach another host;" in said["unknown"]
+    assert "server finds no address" not in said["unknown"]
+    assert "host_address of load is '127.0.0.1', where server, monitor would find nobody but itself;" in said["itself"]
+    assert "failed=0" in said["unwatched"], said["unwatched"]
+
+
 @pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])
 def test_addresses_that_others_can_use_pass(tmp_path: Path, address: str) -> None:
     inventory = {
