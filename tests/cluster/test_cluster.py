@@ -86,6 +86,12 @@ def test_every_server_is_scraped_by_its_name(fleet: Fleet) -> None:
     assert up == {"server-1:8000": "1", "server-2:8000": "1"}
 
 
+def test_load_hosts_are_scraped_apart_from_servers(fleet: Fleet) -> None:
+    up = {each["metric"]["instance"]: each["value"][1] for each in fleet.prometheus.query('up{job="load_generator"}')}
+
+    assert up == {"load:9100": "1", "load-2:9100": "1"}
+
+
 def test_drained_server_gets_nothing_new_and_nobody_notices(fleet: Fleet, tell: Tell) -> None:
     first, second = fleet.servers
     with Traffic(fleet) as traffic:
