@@ -90,7 +90,8 @@ class Reporter:
         except OSError:
             os.close(self._lock)
             raise
-        self._greenlet = gevent.spawn(self._report)
+        self._reporting = gevent.spawn(self._report)
+        self._ending: Any = None
 
     def _write(self) -> None:
         aside = self._path.with_suffix(".new")  # a name that the exporter does not read
@@ -108,14 +109,20 @@ class Reporter:
                 logging.warning("Prometheus did not get the figures of this second: %s", error)
 
     def end(self) -> None:
-        """Leave the last figures for two scrapes, then none, so that no series stays."""
-        self._greenlet.kill()
+        """Leave the last figures for two scrapes, then none, so that no series stays.
+
+        After SIGTERM Locust shuts down in two greenlets, and the first that is done ends the process: both wait.
+        """
+        self._ending = self._ending or gevent.spawn(self._leave_last)
         try:
-            self._write()
-            gevent.sleep(2 * INTERVAL)
+            self._ending.join()
         finally:
             self._path.unlink(missing_ok=True)
-            os.close(self._lock)
+
+    def _leave_last(self) -> None:
+        self._reporting.kill()
+        self._write()
+        gevent.sleep(2 * INTERVAL)
 
 
 _reporters: List[Reporter] = []  # one, if any
@@ -147,8 +154,8 @@ def _begin(environment: Any, **_: Any) -> None:
 
 
 def _end(**_: Any) -> None:
-    while _reporters:
-        _reporters.pop().end()
+    for reporter in _reporters:
+        reporter.end()
 
 
 hooks: Any = events  # events have no types
