@@ -96,8 +96,9 @@ class Reporter:
     def _write(self) -> None:
         aside = self._path.with_suffix(".new")  # a name that the exporter does not read
         aside.unlink(missing_ok=True)  # of a run that was killed, maybe another user's
-        aside.write_bytes(generate_latest(self._registry))
-        aside.chmod(0o644)  # whatever the umask: the exporter is another user
+        with aside.open("xb") as file:  # through no link: root may run it, and the directory is another user's
+            file.write(generate_latest(self._registry))
+            os.fchmod(file.fileno(), 0o644)  # whatever the umask: the exporter is another user
         aside.replace(self._path)
 
     def _report(self) -> None:
@@ -148,8 +149,7 @@ def _begin(environment: Any, **_: Any) -> None:
         logging.warning("Prometheus gets no figures of this run: it gets those of another Locust on this host.")
     except OSError as error:
         logging.warning(
-            "Prometheus gets no figures of this run: %s. Run Locust as the user who may write there (locust_user).",
-            error,
+            "Prometheus gets no figures of this run: %s. Run Locust as the host's locust_metrics_user.", error
         )
 
 

@@ -167,7 +167,7 @@ def test_without_a_way_to_prometheus_it_says_so_and_runs_all_the_same(
 
     sentence = {
         "another run": "Prometheus gets no figures of this run: it gets those of another Locust on this host.",
-        "no directory": f"No such file or directory: '{directory}'. Run Locust as the user who may write there",
+        "no directory": f"No such file or directory: '{directory}'. Run Locust as the host's locust_metrics_user.",
     }[other]
     assert sentence in said
     assert len(server.paths) > 100
