@@ -36,6 +36,10 @@ ANSWERS = 'status_code!="499"'  # 499: the client had gone
 NOT_REFUSED = 'status_code!="503"'  # an overloaded server refuses at once
 PREDICTED = 'path="/predict",status_code=~"2.."'
 
+# Hosts that send load are a job of their own: their processors and disks are no server's.
+SERVERS, LOAD_HOSTS = (f'job{operator}"load_generator"' for operator in ("!=", "="))
+SENT, SENT_FAILED, SENT_DURATION = "locust_requests_total", "locust_failures_total", "locust_request_duration_seconds"
+
 IDLE, BUSY = 'mode="idle"', 'mode!="idle"'
 ROOT = 'mountpoint="/"'
 # Single files are bind-mounted in containers; each repeats a file system that is there already.
@@ -53,6 +57,15 @@ FULLNESS = ((None, "green"), (0.8, "orange"), (0.9, "red"))
 # The usual reading of the population stability index: from 0.1 on a shift, from 0.25 on a large one.
 SHIFT = ((None, "green"), (0.1, "orange"), (0.25, "red"))
 SUCCESS = ((None, "red"), (0.95, "orange"), (0.99, "green"))
+LOAD_HOST = ((None, "green"), (0.9, "red"))
+
+
+def node(name: str, *matchers: str) -> str:
+    return metric(name, SERVERS, *matchers)
+
+
+def node_rate(name: str, *matchers: str) -> str:
+    return rate(name, SERVERS, *matchers)
 
 
 def dashboard() -> builders.Dashboard:
@@ -64,6 +77,7 @@ def dashboard() -> builders.Dashboard:
         made.with_panel(panel)
     add_row(made, "Operation Metrics", operation())
     add_row(made, "Resource Metrics", resources())
+    add_row(made, "Load Test: Client and Server", load_test())
     add_row(made, "Model Performance Metrics", model_performance())
     add_row(made, "Model Health: Inputs, Confidence and Drift", model_health())
     return made
@@ -211,15 +225,15 @@ def resources() -> Iterable[Panel]:
         "Processors",
         "none",
         "Logical processors of each host.",
-        (f"count by (instance) ({metric('node_cpu_seconds_total', IDLE)})", "{{instance}}"),
+        (f"count by (instance) ({node('node_cpu_seconds_total', IDLE)})", "{{instance}}"),
     ).span(4)
     yield number(
         "Memory",
         "bytes",
         "Main memory of each host.",
-        (metric("node_memory_MemTotal_bytes"), "{{instance}}"),
+        (node("node_memory_MemTotal_bytes"), "{{instance}}"),
     ).span(4)
-    swap, swap_free = (f"sum({metric(f'node_memory_Swap{what}_bytes')})" for what in ("Total", "Free"))
+    swap, swap_free = (f"sum({node(f'node_memory_Swap{what}_bytes')})" for what in ("Total", "Free"))
     yield number(
         "Swap used and total",
         "bytes",
@@ -227,7 +241,7 @@ def resources() -> Iterable[Panel]:
         (f"{swap} - {swap_free}", "used"),
         (swap, "total"),
     ).span(6)
-    size, available = (metric(f"node_filesystem_{what}_bytes", ROOT) for what in ("size", "avail"))
+    size, available = (node(f"node_filesystem_{what}_bytes", ROOT) for what in ("size", "avail"))
     yield number(
         "Root file system",
         "bytes",
@@ -251,7 +265,7 @@ def resources() -> Iterable[Panel]:
             "CPU by mode",
             "percentunit",
             "Share of the processors' time, averaged over all processors of the selected hosts: at 100 % all are busy.",
-            (f"avg by (mode) ({rate('node_cpu_seconds_total', BUSY)})", "{{mode}}"),
+            (f"avg by (mode) ({node_rate('node_cpu_seconds_total', BUSY)})", "{{mode}}"),
             stacked=True,
         )
         .max(1)
@@ -261,9 +275,9 @@ def resources() -> Iterable[Panel]:
         "System load",
         "short",
         "Processes that run or wait to run. More than there are processors, for long, is too much.",
-        *((metric(f"node_load{minutes}"), f"{{{{instance}}}} {minutes} m") for minutes in (1, 5, 15)),
+        *((node(f"node_load{minutes}"), f"{{{{instance}}}} {minutes} m") for minutes in (1, 5, 15)),
     ).span(12)
-    total, usable, free = (f"sum({metric(f'node_memory_Mem{what}_bytes')})" for what in ("Total", "Available", "Free"))
+    total, usable, free = (f"sum({node(f'node_memory_Mem{what}_bytes')})" for what in ("Total", "Available", "Free"))
     yield series(
         "Memory usage",
         "bytes",
@@ -273,7 +287,7 @@ def resources() -> Iterable[Panel]:
         (free, "free"),
         stacked=True,
     ).span(12)
-    sizes, availables = (metric(f"node_filesystem_{what}_bytes", ON_DISK) for what in ("size", "avail"))
+    sizes, availables = (node(f"node_filesystem_{what}_bytes", ON_DISK) for what in ("size", "avail"))
     yield (
         bars(
             "Disk space used",
@@ -289,16 +303,78 @@ def resources() -> Iterable[Panel]:
         "Disk I/O",
         "Bps",
         "Bytes per second from and to the disks.",
-        (f"sum by (instance) ({rate('node_disk_read_bytes_total', DISKS)})", "{{instance}} read"),
-        (f"sum by (instance) ({rate('node_disk_written_bytes_total', DISKS)})", "{{instance}} written"),
+        (f"sum by (instance) ({node_rate('node_disk_read_bytes_total', DISKS)})", "{{instance}} read"),
+        (f"sum by (instance) ({node_rate('node_disk_written_bytes_total', DISKS)})", "{{instance}} written"),
     ).span(12)
     yield series(
         "Network traffic",
         "Bps",
         "Bytes per second over the network, without what a host sends to itself.",
-        (f"sum by (instance) ({rate('node_network_receive_bytes_total', NETWORKS)})", "{{instance}} received"),
-        (f"sum by (instance) ({rate('node_network_transmit_bytes_total', NETWORKS)})", "{{instance}} sent"),
+        (f"sum by (instance) ({node_rate('node_network_receive_bytes_total', NETWORKS)})", "{{instance}} received"),
+        (f"sum by (instance) ({node_rate('node_network_transmit_bytes_total', NETWORKS)})", "{{instance}} sent"),
     ).span(12)
+
+
+def load_test() -> Iterable[Panel]:
+    """Both sides over each other; the client's does not follow the choice of hosts, which are servers."""
+    sides = "What the client measures does not follow the choice of hosts."
+    client = f"sum by (le) (rate({SENT_DURATION}_bucket[$__rate_interval]))"
+    latency = series(
+        "Latency: client and server",
+        "s",
+        f"Time until the answer, as Locust measures it and as the server does, without refusals (503) there. {sides}",
+        *((f"histogram_quantile({q}, {client}) >= 0", f"client p{q * 100:.0f}") for q in (0.5, 0.99)),
+        *((promql, f"server {legend}") for promql, legend in quantiles(DURATION, CLIENTS, NOT_REFUSED, by=(0.5, 0.99))),
+    )
+    colours = {
+        "client p50": "light-blue",
+        "client p99": "dark-blue",
+        "server p50": "light-green",
+        "server p99": "green",
+    }
+    yield coloured(latency, {f"/^{legend}$/": colour for legend, colour in colours.items()}).span(18)
+    yield note(
+        "**Load test**",
+        "Empty while no Locust runs. Between client and server lie the network, the front door and the wait for a free "
+        "connection: a **client** far above the **server** waits there, or in a load host that is busy.",
+        "Above **90 %** (red) the load host is the limit: its latencies are its own.",
+    ).span(6)
+    yield series(
+        "Requests: client and server",
+        "reqps",
+        f"Requests per second that Locust has got an answer to, and that the selected servers have answered. {sides}",
+        (f"sum(rate({SENT}[$__rate_interval]))", "client"),
+        (f"sum({rate(REQUESTS, CLIENTS)})", "server"),
+    ).span(6)
+    yield series(
+        "Failures: client and server",
+        "reqps",
+        "Requests per second whose answer Locust did not expect, that got none or could not be sent; and server "
+        f"errors (5xx), some of which Locust asks for. {sides}",
+        (f"sum(rate({SENT_FAILED}[$__rate_interval]))", "client"),
+        (f"sum({rate(REQUESTS, CLIENTS, SERVER_ERRORS)}) or vector(0)", "server"),
+    ).span(6)
+    yield series(
+        "Simulated users",
+        "short",
+        "Users of each load host's Locust, those of its workers elsewhere included. "
+        "This does not follow the choice of hosts.",
+        ("sum by (instance) (locust_users)", "{{instance}}"),
+    ).span(6)
+    idle = f"avg by (instance) (rate(node_cpu_seconds_total{{{LOAD_HOSTS},{IDLE}}}[$__rate_interval]))"
+    yield (
+        series(
+            "CPU of the load hosts",
+            "percentunit",
+            "Share of the processors' time of each load host, and of one processor by its busiest process of Locust, "
+            "which cannot have more. This does not follow the choice of hosts.",
+            (f"1 - {idle}", "{{instance}}"),
+            ("max by (instance) (locust_cpu_ratio)", "{{instance}} busiest Locust"),
+            limits=LOAD_HOST,
+        )
+        .max(1)
+        .span(6)
+    )
 
 
 def model_performance() -> Iterable[Panel]:

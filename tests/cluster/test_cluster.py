@@ -112,6 +112,12 @@ def test_alertmanagers_are_one_cluster(fleet: Fleet) -> None:
     assert [members(prometheus) for prometheus in fleet.prometheis] == [ALL_MEMBERS] * 2
 
 
+def test_load_hosts_are_scraped_apart_from_servers(fleet: Fleet) -> None:
+    up = {each["metric"]["instance"]: each["value"][1] for each in fleet.prometheus.query('up{job="load_generator"}')}
+
+    assert up == {"load:9100": "1", "load-2:9100": "1"}
+
+
 def test_drained_server_gets_nothing_new_and_nobody_notices(fleet: Fleet, tell: Tell) -> None:
     first, second = fleet.servers
     with Traffic(fleet) as traffic:

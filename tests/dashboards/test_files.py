@@ -67,6 +67,13 @@ PANELS = {
         "Disk I/O",
         "Network traffic",
     ],
+    "Load Test: Client and Server": [
+        "Latency: client and server",
+        "Requests: client and server",
+        "Failures: client and server",
+        "Simulated users",
+        "CPU of the load hosts",
+    ],
     "Model Performance Metrics": ["Inference latency", "Prediction distribution"],
     "Model Health: Inputs, Confidence and Drift": [
         "Model in service",
@@ -196,16 +203,28 @@ def test_promql_is_no_newer_than_the_target(board: Board, kind: str) -> None:
 
 
 def test_every_selector_keeps_to_the_chosen_hosts() -> None:
-    """But for recorded series (they have a colon), which are sums over all servers."""
+    """But for recorded series (they have a colon), which are sums over all servers, and for load hosts."""
     board = json.loads(files()["model-monitoring.json"])
     for asking in targets(board) + board["annotations"]["list"]:
         for name, selector in re.findall(r"([\w:]+)\{(.*?)\}", asking["expr"]):
-            assert ":" in name or selector.startswith('instance=~"$instance:.*"'), asking["expr"]
+            others = ":" in name or selector.startswith('job="load_generator"')
+            assert others or selector.startswith('instance=~"$instance:.*"'), asking["expr"]
 
 
-def test_panels_that_show_all_servers_say_so(board: Board) -> None:
+def test_servers_figures_are_without_those_of_load_hosts() -> None:
+    board = json.loads(files()["model-monitoring.json"])
+    asked = [selector for target in targets(board) for selector in re.findall(r"\bnode_\w+\{(.*?)\}", target["expr"])]
+    assert len(asked) > 20
+    assert [selector for selector in asked if 'job!="load_generator"' not in selector] == [
+        'job="load_generator",mode="idle"'
+    ]
+
+
+def test_panels_that_show_all_servers_or_load_hosts_say_so(board: Board) -> None:
     for panel in board["panels"]:
-        if any(re.search(r"\w:\w", target["expr"]) for target in panel.get("targets", [])):
+        if any(
+            re.search(r"\w:\w|\blocust_|job=\"load_generator", target["expr"]) for target in panel.get("targets", [])
+        ):
             assert "does not follow the choice of hosts" in panel["description"], panel["title"]
 
 

@@ -123,6 +123,30 @@ def test_cpu_is_divided_by_the_processors(tmp_path: Path) -> None:
     evaluated("CPU by mode", "{{mode}}", series, {'{mode="user"}': 0.5}, tmp_path)
 
 
+def busy(job: str, host: str, user: float) -> dict[str, str]:
+    return {
+        f'node_cpu_seconds_total{{job="{job}",instance="{host}:9100",cpu="0",mode="{mode}"}}': f"0+{share}x120"
+        for mode, share in (("user", user), ("idle", 1 - user))
+    }
+
+
+def test_cpu_of_load_hosts_is_shown_apart(tmp_path: Path) -> None:
+    series = {**busy("node", "server", 0.25), **busy("load_generator", "load", 0.75)}
+    evaluated("CPU by mode", "{{mode}}", series, {'{mode="user"}': 0.25}, tmp_path)
+    evaluated("CPU of the load hosts", "{{instance}}", series, {'{instance="load:9100"}': 0.75}, tmp_path)
+
+
+def test_client_is_measured_over_all_that_it_asks_for(tmp_path: Path) -> None:
+    series = {
+        f'locust_request_duration_seconds_bucket{{instance="load:9100",name="{name}",le="{le}"}}': f"9+{growth}x120"
+        for name, fast, all_of_them in (("/", 2, 2), ("/predict", 0, 2))
+        for le, growth in (("0.05", fast), ("0.1", all_of_them), ("+Inf", all_of_them))
+    }
+    evaluated("Latency: client and server", "client p50", series, {"{}": 0.05}, tmp_path)
+    ended = {name: values.replace("+2x", "+0x") for name, values in series.items()}
+    evaluated("Latency: client and server", "client p50", ended, {}, tmp_path)
+
+
 def test_swap_of_a_host_without_swap_is_zero(tmp_path: Path) -> None:
     series = {f'node_memory_Swap{what}_bytes{{instance="server:9100"}}': "0x120" for what in ("Total", "Free")}
     evaluated("Swap used and total", "used", series, {"{}": 0}, tmp_path)

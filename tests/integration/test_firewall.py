@@ -76,6 +76,12 @@ def test_only_what_is_meant_is_open_to_others(server: Machine, load: Machine, te
     tell("port scan of the server from the load host", f"open: {', '.join(map(str, sorted(found)))}")
 
 
+def test_load_host_is_open_to_those_who_watch_it_alone(server: Machine, load: Machine, stranger: Machine) -> None:
+    assert "9100" in load.run("ss --listening --tcp --numeric --no-header")
+    assert can_connect(server, "load", 9100)
+    assert not can_connect(stranger, "load", 9100)
+
+
 def test_firewall_stays_on(server: Machine) -> None:
     assert "Status: active" in server.run("ufw status")
     assert server.run("systemctl is-enabled ufw") == "enabled"

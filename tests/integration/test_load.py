@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ RAMP_SECONDS = 5
 # Locust waits for the last answers: what it leaves in flight the server counts, and Locust does not.
 COMMAND = f"cd %s && locust --run-time {RUN_SECONDS}s --spawn-rate {USERS // RAMP_SECONDS} --stop-timeout 10 --csv run"
 
-JOBS = ["prometheus", "node", "model_server", "alertmanager", "haproxy"]
+JOBS = ["prometheus", "node", "model_server", "alertmanager", "haproxy", "load_generator"]
 # Path and status of an answer, what Locust calls the request, and the weight of its task in the original lab.
 TASKS = [
     ("/", "200", "/", 1),
@@ -37,7 +38,10 @@ TASKS = [
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run of Locust: its output, its own statistics, and what the counters rose by."""
+    """A finished run of Locust: its output, its own statistics, and what the counters rose by.
+
+    `client` is what Prometheus got from Locust at most, by what was asked for; `left` what it still gets from there.
+    """
 
     status: int
     output: str
@@ -45,6 +49,8 @@ class Run:
     history: list[dict[str, str]]
     counted: dict[tuple[str, str], float]
     predicted: float
+    client: dict[str, float]
+    left: list[dict[str, Any]]
 
     @property
     def sent(self) -> int:
@@ -61,8 +67,10 @@ def running(load: Machine, prometheus: Prometheus) -> Iterator[Future[Run]]:
 
     def run() -> Run:
         before, predicted = settled(prometheus)
+        began = time.time()
         locust = load.shell("nobody").run(COMMAND, folder)
         after, predicted_after = settled(prometheus)
+        client = prometheus.query(f"max_over_time(locust_requests_total[{time.time() - began:.0f}s])")
         return Run(
             status=locust.rc,
             output=(locust.stdout + locust.stderr)[-5000:],
@@ -70,6 +78,8 @@ def running(load: Machine, prometheus: Prometheus) -> Iterator[Future[Run]]:
             history=[row for row in rows("stats_history") if row["Name"] == "Aggregated"],
             counted={key: after[key] - before.get(key, 0) for key in after},
             predicted=predicted_after - predicted,
+            client={series["metric"]["name"]: float(series["value"][1]) for series in client},
+            left=prometheus.query('{__name__=~"locust_.*"}'),
         )
 
     with ThreadPoolExecutor(1) as executor:
@@ -133,6 +143,13 @@ def test_prometheus_counts_what_locust_sent(finished: Run, path: str, status: st
     (sent,) = [int(row["Request Count"]) for row in finished.summary if row["Name"] == name]
 
     assert finished.counted[path, status] == pytest.approx(sent, rel=0.02), finished.counted
+
+
+def test_prometheus_has_what_the_client_measured_and_nothing_stays(finished: Run) -> None:
+    sent = {row["Name"]: int(row["Request Count"]) for row in finished.summary if row["Name"] != "Aggregated"}
+
+    assert finished.client == pytest.approx(sent, rel=0.02)
+    assert finished.left == []
 
 
 def test_nothing_else_was_counted(finished: Run) -> None:

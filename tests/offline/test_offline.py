@@ -24,6 +24,11 @@ def test_locust_runs(load: Machine) -> None:
     assert "locust" in load.run("locust --version")
 
 
+def test_load_host_is_watched_and_closed(server: Machine, load: Machine) -> None:
+    assert "node_cpu_seconds_total" in server.run("curl --silent --fail http://load:9100/metrics")
+    assert "Status: active" in load.run("ufw status")
+
+
 def test_own_configuration_of_apt_and_pip_is_as_before(server: Machine, load: Machine) -> None:
     for machine in (server, load):
         assert "offline" not in machine.run("apt-config dump")

@@ -86,10 +86,19 @@ def test_model_answers_and_is_watched(server: Machine, load: Machine, prometheus
     wait_until(lambda: sorted(series["metric"]["job"] for series in prometheus.query("up == 1")) == jobs, 30, "targets")
 
 
-def test_services_of_others_go_on(load: Machine) -> None:
-    """On the load host nothing of this project replaces what was there."""
-    assert load.run("systemctl is-active prometheus prometheus-node-exporter").split() == ["active", "active"]
-    assert "ansible" not in load.run("cat /etc/prometheus/prometheus.yml /etc/default/prometheus").lower()
+def others_go_on(load: Machine) -> None:
+    units = "prometheus prometheus-node-exporter"
+    files = "/etc/prometheus/prometheus.yml /etc/default/prometheus /etc/default/prometheus-node-exporter"
+    assert load.run(f"systemctl is-active {units}").split() == ["active", "active"]
+    assert load.run(f"systemctl show --property DropInPaths --value {units}").split() == []
+    assert "ansible" not in load.run(f"cat {files}").lower()
+
+
+def test_services_of_others_go_on(server: Machine, load: Machine) -> None:
+    """On the load host nothing of this project replaces what was there, and the firewall lets in who came before."""
+    others_go_on(load)
+    exporter = load.run("hostname --all-ip-addresses").split()[0] + ":9100"
+    assert "node_cpu_seconds_total" in server.run(f"curl --silent --fail --max-time 10 http://{exporter}/metrics")
 
 
 @pytest.mark.parametrize("options", [["--check", "--diff"], ["--limit", "load"], ["--tags", "grafana"]], ids=" ".join)
@@ -117,6 +126,7 @@ def test_changed_variable_changes_its_service_alone(server: Machine, ansible: An
 def test_absent_leaves_nothing(server: Machine, load: Machine, ansible: Ansible) -> None:
     site(ansible, "--extra-vars", ABSENT)
 
+    others_go_on(load)
     for machine in (server, load):
         left = lines(machine, FILES) - lines(machine, "cat /var/lib/before.files /var/lib/dpkg/info/*.list")
         assert sorted(path for path in left if not re.match(f"{COLLECTED}|{RECORDS}", path)) == []
@@ -134,7 +144,8 @@ def test_absent_leaves_nothing(server: Machine, load: Machine, ansible: Ansible)
 
 
 def test_back(server: Machine, load: Machine, ansible: Ansible) -> None:
-    site(ansible)
+    _, output = site(ansible)
 
+    assert "Prometheus gets no figures of Locust on load," in output
     assert classified(load) == "apple"
     assert set(server.run(f"systemctl is-active {SERVICES}").split()) == {"active"}

@@ -355,6 +355,14 @@ WRONG: Dict[str, Dict[str, Any]] = {
         "standing_still": ({"locust_spawn_rate": 0}, "set it to more than 0 users a second."),
         "no_length": ({"locust_run_time": "forever"}, "set it to a length like 60s, 5m or 1h30m."),
         "old_system": ({"os": {"distribution_version": "18.04"}}, "Ubuntu 18.04 is not supported"),
+        "no_path": (
+            {"locust_metrics_directory": "metrics"},
+            "locust_metrics_directory is 'metrics'; set it to the full path of the directory",
+        ),
+        "nobody_known": (
+            {"locust_metrics_user": "no-such-user"},
+            "locust_metrics_user is 'no-such-user', whom nobody_known does not know; set it to the user who",
+        ),
     },
 }
 RIGHT: Dict[str, Dict[str, Any]] = {
@@ -429,7 +437,11 @@ RIGHT: Dict[str, Dict[str, Any]] = {
             "haproxy_unlimited_clients": ["10.0.0.0/8", "app"],
         },
     },
-    "load_generators": {"as_it_is": {}, "long_run": {"locust_run_time": "1h30m"}},
+    "load_generators": {
+        "as_it_is": {},
+        "long_run": {"locust_run_time": "1h30m"},
+        "no_figures": {"locust_metrics_directory": "", "locust_metrics_user": "root"},
+    },
 }
 
 
@@ -605,6 +617,28 @@ def test_a_name_that_another_host_does_not_know_is_explained(tmp_path: Path) -> 
     said = find_each_other(tmp_path, inventory)
 
     assert "load finds no address of renamed.invalid, by which it would reach another host; set host_address of" in said
+
+
+def test_monitoring_hosts_alone_have_to_know_a_load_generator_and_only_one_with_a_node_exporter(tmp_path: Path) -> None:
+    said = {}
+    for name, variables in {
+        "unknown": {"host_address": "renamed.invalid"},
+        "itself": {"host_address": "127.0.0.1"},
+        "unwatched": {"host_address": "renamed.invalid", "node_exporter_state": "absent"},
+    }.items():
+        (tmp_path / name).mkdir()
+        inventory = {
+            "all": {"vars": LOCAL},
+            "model_servers": {"hosts": {"server": {"host_address": "192.0.2.1"}}},
+            "monitoring": {"hosts": {"monitor": {"host_address": "192.0.2.2"}}},
+            "load_generators": {"hosts": {"load": variables}},
+        }
+        said[name] = find_each_other(tmp_path / name, inventory)
+
+    assert "monitor finds no address of renamed.invalid, by which it would reach another host;" in said["unknown"]
+    assert "server finds no address" not in said["unknown"]
+    assert "host_address of load is '127.0.0.1', where " in said["itself"], said["itself"]
+    assert "failed=0" in said["unwatched"], said["unwatched"]
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1"])

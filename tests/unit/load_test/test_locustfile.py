@@ -174,7 +174,8 @@ def test_configuration_is_the_original_labs_here_and_on_the_load_host() -> None:
     here = _settings(LOAD_TEST / "locust.conf")
     there = _settings(LOAD_TEST.parent / "roles/locust/templates/etc/locust/locust.conf.j2")
 
-    assert here.keys() == there.keys() - {"insecure"}  # the front door's own certificate is trusted by nobody
+    # There alone is a front door, whose own certificate nobody trusts, and a node exporter.
+    assert here.keys() == there.keys() - {"insecure", "metrics-directory"}
     assert {name: here[name] for name in ("headless", "users", "spawn-rate", "run-time")} == {
         "headless": "true",
         "users": "100",

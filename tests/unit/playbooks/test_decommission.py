@@ -50,6 +50,7 @@ TARGETS = {
     "model_server": ["192.0.2.11:8000", "192.0.2.12:8000"],
     "node": ["192.0.2.11:9100", "192.0.2.12:9100", "127.0.0.1:9100"],
     "haproxy": ["192.0.2.10:8404"],
+    "load_generator": ["192.0.2.31:9100"],
     "alertmanager": ["127.0.0.1:9093"],
 }
 # HOST is the host that a module runs for.
@@ -389,6 +390,7 @@ def test_firewalls_and_the_door_forget_a_monitoring_host(fleet: Fleet) -> None:
         f"server-2 firewall forget {forgotten % 8404}",
         f"monitor-2 firewall forget {forgotten % 8404}",
         f"door firewall forget {forgotten % fleet.port}",
+        f"load firewall forget {forgotten % 8404}",
     ]
     assert fleet.servers() == ["192.0.2.11:8000", "192.0.2.12:8000", "192.0.2.21:3000"]
 
@@ -408,3 +410,11 @@ def test_prometheus_forgets_a_front_door(fleet: Fleet) -> None:
         "door-2 is without firewall",
         "door-2 is without offline",
     ]
+
+
+def test_prometheus_forgets_a_load_host(fleet: Fleet) -> None:
+    said = fleet.decommission("-l", "load")
+
+    assert "failed=0" in said, said
+    assert fleet.targets() == {**TARGETS, "load_generator": []}
+    assert fleet.log() == [f"load is without {role}" for role in ("node_exporter", "locust", "firewall", "offline")]

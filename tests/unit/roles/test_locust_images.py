@@ -1,4 +1,4 @@
-"""Which files of the load test reach the load host: those that load_test/locustfile.py reads, whatever their suffix."""
+"""Which files of the load test reach the load host: what Locust loads, and images of any suffix that it reads."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from tests.unit.plays import ROLES, run_play
 pytest.importorskip("ansible")
 
 TASKS = ROLES / "locust" / "tasks" / "install.yml"
+LOADED = ("locustfile.py", "client_metrics.py")
 
 
 def deploy(directory: Path) -> Set[str]:
@@ -37,11 +38,11 @@ def deploy(directory: Path) -> Set[str]:
 def test_images_are_jpegs_by_any_suffix_and_those_that_are_gone_are_removed(tmp_path: Path) -> None:
     (tmp_path / "load_test" / "images").mkdir(parents=True)
     (tmp_path / "host" / "load_test").mkdir(parents=True)
-    for name in ("locustfile.py", "locust.conf", "images/a.jpg", "images/b.JPG", "images/c.jpeg", "images/d.png"):
+    for name in (*LOADED, "locust.conf", "images/a.jpg", "images/b.JPG", "images/c.jpeg", "images/d.png"):
         (tmp_path / "load_test" / name).touch()
 
-    assert deploy(tmp_path) == {"locustfile.py", "images/a.jpg", "images/b.JPG", "images/c.jpeg"}
+    assert deploy(tmp_path) == {*LOADED, "images/a.jpg", "images/b.JPG", "images/c.jpeg"}
 
     (tmp_path / "load_test" / "images" / "b.JPG").unlink()
 
-    assert deploy(tmp_path) == {"locustfile.py", "images/a.jpg", "images/c.jpeg"}
+    assert deploy(tmp_path) == {*LOADED, "images/a.jpg", "images/c.jpeg"}
