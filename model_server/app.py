@@ -25,6 +25,7 @@ from model_server.model.bundle import BundleError, read_bundle
 from model_server.networks import Networks
 from model_server.predict import PREDICT_ERRORS, PREDICT_REQUEST, ImageClassifier, Prediction, Predictor
 from model_server.server.http1 import Overload
+from model_server.server.shadow import Copies
 from model_server.settings import Settings, SettingsError, read_settings
 
 
@@ -56,7 +57,8 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
     model = classifier
 
     metrics = ModelMetrics(model.manifest, model.reference, settings.release, keys.names)
-    predictor = Predictor(settings, model, metrics, keys)
+    copies = Copies(settings.runtime_dir)
+    predictor = Predictor(settings, model, metrics, keys, copies)
     predict_route = DirectRoute(
         "/predict",
         predictor.predict,
@@ -103,6 +105,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.state.journal = LimitedLog("requests failed")  # the worker flushes it
+    app.state.copies = copies  # the worker refreshes them
     count_answer = instrument(app, metrics, settings.metrics_dir)
     allowed.update(allowed_methods(app))
 

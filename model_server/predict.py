@@ -17,6 +17,7 @@ from model_server.model.preprocessing import LARGE
 from model_server.model.reference import Reference
 from model_server.server.batches import Batches
 from model_server.server.http1 import OVERLOADED, RETRY
+from model_server.server.shadow import Copies
 from model_server.settings import Settings
 from model_server.upload import CLIENT_CLOSED_REQUEST, FIELD, RejectedInputError, read_upload
 
@@ -88,8 +89,11 @@ class Predictor:
     gunicorn's heartbeat and is replaced.
     """
 
-    def __init__(self, settings: Settings, model: ImageClassifier, metrics: ModelMetrics, keys: ApiKeys) -> None:
+    def __init__(
+        self, settings: Settings, model: ImageClassifier, metrics: ModelMetrics, keys: ApiKeys, copies: Copies
+    ) -> None:
         self._settings, self._model, self._metrics, self._keys = settings, model, metrics, keys
+        self._copies = copies
         self._fast_for = model.manifest.input_size if settings.decoding == "fast" else None
         self._batches = Batches(model.classify_batch, model.batch_size, metrics.queue)
         self._large_images = ThreadPoolExecutor(1)  # one at a time: each takes much memory
@@ -150,6 +154,7 @@ class Predictor:
         pixels, (likely_class, confidence) = await self._batches.predict(prepare, timings.lap)
         _refuse_if(is_gone())
         self._metrics.predict(timings, pixels, likely_class, confidence)
+        self._copies.offer(upload.data, likely_class)
         return {"filename": upload.filename, "content_type": content_type, "likely_class": likely_class}
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # the import of torch takes seconds
 
 STAGES = ("read", "queue", "decode", "preprocess", "forward")  # in the order of a request
 UNKNOWN_KEY = "unknown"  # the name of a key that the server does not know
+CONFIDENCES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+STAGE_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 SAMPLE_INTERVAL = 0.15  # seconds, in each worker
 
 
@@ -90,14 +92,14 @@ class ModelMetrics:
             "prediction_confidence",
             "Softmax of the likely class, by class",
             ["class"],
-            buckets=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1),
+            buckets=CONFIDENCES,
             registry=self.registry,
         )
         stages = Histogram(
             "inference_stage_duration_seconds",
             "Time that a prediction spends in its stages",
             ["stage"],
-            buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1),
+            buckets=STAGE_SECONDS,
             registry=self.registry,
         )
         rejected = Counter(
