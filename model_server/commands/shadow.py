@@ -16,6 +16,7 @@ from model_server.metrics.slots import check_metrics_dir
 from model_server.metrics.values import restore_lost_files
 from model_server.model.bundle import read_bundle
 from model_server.model.preprocessing import load, open_image
+from model_server.server._gunicorn import tell_ready
 from model_server.server.shadow import Copied
 from model_server.settings import Settings, read_settings
 
@@ -65,6 +66,7 @@ def shadow(options: argparse.Namespace) -> None:
             copied = Copied(settings.runtime_dir, options.share / 100)
         except OSError as error:
             raise CommandError(f"{settings.runtime_dir} cannot have the shadow's socket: {error.strerror}.") from error
+        tell_ready()
         try:
             while True:
                 copied.take(judge)
