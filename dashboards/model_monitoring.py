@@ -500,8 +500,8 @@ def models() -> Iterable[Panel]:
         number(
             "Agreement of the shadow",
             "percentunit",
-            "Share of the copied requests so far in which the shadow says the same as the model that serves; empty without "
-            "a shadow.",
+            "Share of the copied requests so far in which the shadow says the same as the model that serves. "
+            "Empty without a shadow.",
             (f"avg({metric('shadow_agreement_ratio')})", "agreement"),
         )
         .span(8)
