@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 import pytest
+import yaml
 
 from tests.unit.plays import ROLES, run_play
 
@@ -194,7 +195,25 @@ def test_other_plays_do_not_end_it_unnoticed(fleet: Fleet) -> None:
     said, done = fleet.play(playbook="rollback")
 
     assert "server-2 serves the bundle fruits-2.0 for a share of the traffic, and this would end that" in said, said
-    assert [line for line in done if "server-2" in line] == []
+    assert done == []
+
+
+def test_front_door_is_not_written_without_the_share(fleet: Fleet) -> None:
+    fleet.play()
+    preflight = fleet.directory / "roles" / "haproxy" / "tasks" / "preflight.yml"
+    names = ("Configuration on the host is looked at", "Canary is looked for", "No canary would be ended")
+    text = preflight.read_text().replace("/etc/haproxy/haproxy.cfg", str(fleet.configuration))
+    preflight.write_text(json.dumps([task for task in yaml.safe_load(text) if task["name"] in names]))
+    role = {"ansible.builtin.include_role": {"name": "haproxy", "tasks_from": "preflight"}}
+    play = {"hosts": "load_balancers", "gather_facts": False, "tasks": [role]}
+    (fleet.directory / "playbooks" / "door.yml").write_text(json.dumps([play]))
+
+    said, _ = fleet.play(playbook="door")
+    assert "The front door on door gives 192.0.2.12:8000 a share of the traffic, and this would end that" in said, said
+
+    fleet.configuration.write_text(HAPROXY)
+    said, _ = fleet.play(playbook="door")
+    assert "failed=0" in said, said
 
 
 def test_what_cannot_be_is_refused(fleet: Fleet) -> None:
