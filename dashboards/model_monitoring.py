@@ -50,6 +50,10 @@ NETWORKS = 'device!~"lo|(veth|docker|br-|virbr|cali|flannel).*"'
 
 # A dozen digits tell two models apart, and leave room for their names.
 MODEL = f'label_replace({metric("model_info")}, "digest", "$1", "sha256", "(.{{12}}).*")'
+# The same as one label, for what is shown by model; the shadow's is named so.
+NAMED = f'label_join({MODEL}, "model", " ", "version", "digest")'
+_SHADOW = f'label_replace({metric("shadow_info")}, "digest", "$1 (shadow)", "sha256", "(.{{12}}).*")'
+NAMED_SHADOW = f'label_join({_SHADOW}, "model", " ", "version", "digest")'
 
 # The objectives: a p50 above 50 ms or a p99 above 300 ms, for 5 minutes, is a breach.
 OBJECTIVES = ((None, "green"), (0.05, "orange"), (0.3, "red"))
@@ -80,6 +84,7 @@ def dashboard() -> builders.Dashboard:
     add_row(made, "Load Test: Client and Server", load_test())
     add_row(made, "Model Performance Metrics", model_performance())
     add_row(made, "Model Health: Inputs, Confidence and Drift", model_health())
+    add_row(made, "Models Side by Side", models())
     return made
 
 
@@ -512,3 +517,75 @@ def model_health() -> Iterable[Panel]:
         .span(4)
         .height(14)
     )
+
+
+def models() -> Iterable[Panel]:
+    """What a canary, a shadow or a rollout half done shows: each model beside the other."""
+    predictions = by_model(rate(PREDICTIONS), rate("shadow_predictions_total"))
+    classes = f"sum by (model, class) ({predictions}) / on (model) group_left () sum by (model) ({predictions}) >= 0"
+    yield (
+        series(
+            "Classes by model",
+            "percentunit",
+            "Share of each class in the predictions of each model.",
+            (classes, "{{model}} {{class}}"),
+        )
+        .max(1)
+        .span(8)
+    )
+    buckets = by_model(rate(f"{CONFIDENCE}_bucket"), rate(f"shadow_{CONFIDENCE}_bucket"))
+    yield (
+        series(
+            "Confidence by model",
+            "percentunit",
+            "The median of the predictions' confidence, by model.",
+            (f"histogram_quantile(0.5, sum by (le, model) ({buckets})) >= 0", "{{model}}"),
+        )
+        .max(1)
+        .span(8)
+    )
+    yield note(
+        "**Models side by side**",
+        "Each line is a model: its version and the start of its weights' SHA-256. There are two while a canary or a "
+        "rollout goes on. One with **(shadow)** sees copies of requests and answers nobody: it has no latency and no "
+        "errors here.",
+        "A canary is judged by all four: classes and confidence like those of the other model, as few errors, as fast.",
+    ).span(8)
+    durations = by_model(rate(f"{DURATION}_bucket", PREDICTED))
+    yield series(
+        "Latency by model",
+        "s",
+        "p99 of the time from request to prediction at /predict, by model.",
+        (f"histogram_quantile(0.99, sum by (le, model) ({durations})) >= 0", "{{model}}"),
+        limits=OBJECTIVES,
+    ).span(8)
+    answers, errors = (
+        f"sum by (model) ({by_model(rate(REQUESTS, CLIENTS, *which))})" for which in ((), (SERVER_ERRORS,))
+    )
+    yield (
+        series(
+            "Server errors by model",
+            "percentunit",
+            "Share of the answers that were server errors (5xx), by the model of the server.",
+            (f"({errors} or 0 * {answers}) / {answers} >= 0", "{{model}}"),
+        )
+        .max(1)
+        .span(8)
+    )
+    yield (
+        number(
+            "Agreement of the shadow",
+            "percentunit",
+            "Share of the copied requests so far in which the shadow says the same as the model that serves. "
+            "Empty without a shadow.",
+            (f"avg({metric('shadow_agreement_ratio')})", "agreement"),
+        )
+        .span(8)
+        .height(8)
+    )
+
+
+def by_model(served: str, shadow: str = "") -> str:
+    """The series of all servers with the label `model`, and those of their shadows."""
+    named = f"{served} * on (instance, job) group_left (model) {NAMED}"
+    return f"({named} or {shadow} * on (instance, job) group_left (model) {NAMED_SHADOW})" if shadow else named

@@ -126,6 +126,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.state.journal = LimitedLog("requests failed")  # the worker flushes it
+    app.state.copies = predictor.copies  # the worker refreshes them
     count_answer = instrument(app, metrics, settings.metrics_dir)
     allowed.update(allowed_methods(app))
 

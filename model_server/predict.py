@@ -20,6 +20,7 @@ from model_server.model.preprocessing import LARGE
 from model_server.model.reference import Reference
 from model_server.server.batches import Batches
 from model_server.server.http1 import OVERLOADED, RETRY
+from model_server.server.shadow import Copies
 from model_server.settings import Settings
 from model_server.upload import CLIENT_CLOSED_REQUEST, FIELD, RejectedInputError, read_upload
 
@@ -125,6 +126,7 @@ class Predictor:
         self, settings: Settings, model: ImageClassifier, metrics: ModelMetrics, keys: ApiKeys, ids: PredictionIds
     ) -> None:
         self._settings, self._model, self._metrics, self._keys, self._ids = settings, model, metrics, keys, ids
+        self.copies = Copies(settings.runtime_dir)
         manifest = model.manifest
         self._named = {"name": manifest.name, "version": manifest.version, "digest": manifest.weights_sha256}
         self._headers = {f"X-Model-{field.capitalize()}": value for field, value in self._named.items()}
@@ -194,6 +196,7 @@ class Predictor:
         pixels, (likely_class, confidence) = await self._batches.predict(prepare, timings.lap)
         _refuse_if(is_gone())
         self._metrics.predict(timings, pixels, likely_class, confidence)
+        self.copies.offer(upload.data, likely_class)
         answer: Dict[str, Any] = {
             "filename": upload.filename,
             "content_type": content_type,

@@ -10,6 +10,7 @@ from model_server.commands import CommandError
 from model_server.commands.bundle import add_bundle
 from model_server.commands.feedback import add_feedback
 from model_server.commands.reference import add_reference
+from model_server.commands.shadow import add_shadow
 from model_server.model.bundle import BundleError, refuse_existing
 from model_server.server.handover import HandoverError, reload_service
 from model_server.settings import SettingsError
@@ -28,6 +29,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     add_feedback(commands)
     add_train_demo(commands)
     add_handover(commands)
+    add_shadow(commands)
     options = parser.parse_args(arguments)
     try:
         options.run(options)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # the import of torch takes seconds
 
 STAGES = ("read", "queue", "decode", "preprocess", "forward")  # in the order of a request
 UNKNOWN_KEY = "unknown"  # the name of a key that the server does not know
+STAGE_SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 SAMPLE_INTERVAL = 0.15  # seconds, in each worker
 
 
@@ -103,7 +104,7 @@ class ModelMetrics:
             "inference_stage_duration_seconds",
             "Time that a prediction spends in its stages",
             ["stage"],
-            buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1),
+            buckets=STAGE_SECONDS,
             registry=self.registry,
         )
         rejected = Counter(

@@ -103,8 +103,8 @@ def uncounted(metrics_dir: Optional[Path]) -> Iterator[None]:
             path.unlink()
 
 
-def check_metrics_dir(metrics_dir: Optional[Path]) -> None:
-    """Make sure that the workers can share their metrics.
+def check_metrics_dir(metrics_dir: Optional[Path]) -> Path:
+    """Make sure that the workers can share their metrics, and return the directory.
 
     Raises:
         SettingsError: the directory is not given, or no file can be written there.
@@ -116,6 +116,7 @@ def check_metrics_dir(metrics_dir: Optional[Path]) -> None:
             pass
     except OSError as error:
         if error.errno in FULL:  # no reason not to serve: values.ValueFile counts in memory and logs it
-            return
+            return metrics_dir
         problem = f"where no file can be written: {error.strerror}"
         raise SettingsError(f"{METRICS_DIR} is {str(metrics_dir)!r}, {problem}.") from None
+    return metrics_dir

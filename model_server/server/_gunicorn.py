@@ -59,3 +59,8 @@ def prepare_execution(arbiter: Any, arguments: List[str], environment: Dict[str,
 def set_main_process(process: int) -> None:
     """Tell systemd which process is the main one of the service."""
     sd_notify(f"MAINPID={process}", logging.getLogger("gunicorn.error"))
+
+
+def tell_ready() -> None:
+    """Tell systemd that this process has started."""
+    sd_notify("READY=1", logging.getLogger("gunicorn.error"))

@@ -68,6 +68,7 @@ class Server(BaseServer):
             restore_lost_files()
             self._refusals.flush()
             self._worker.wsgi.state.journal.flush()
+            self._worker.wsgi.state.copies.refresh()
             self._expire_connections()
         if os.getppid() != self._worker.ppid:
             self._outlive_master()

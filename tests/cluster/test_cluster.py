@@ -29,6 +29,10 @@ from tests.integration.traffic import Traffic
 
 PROGRAM = "/usr/local/sbin/model-server-deployment"
 DEPLOY = ("ansible-playbook", "site.yml", "--tags", "model_server", "--limit", "model_servers")
+SHADOW = ("ansible-playbook", "playbooks/shadow.yml", "--extra-vars")
+CANARY = ("ansible-playbook", "playbooks/canary.yml", "--extra-vars")
+# The same weights without the reference: another bundle, which agrees.
+NEXT = '{"model_server_reference_images": "", "share": 20, "requests": 50}'
 DECOMMISSION = ("ansible-playbook", "playbooks/decommission.yml", "--limit", "server-2")
 ALL_MEMBERS = {"monitor:9093": 2, "monitor-2:9093": 2}
 PEER_TIMEOUT = 15  # seconds that the second Alertmanager gives the first
@@ -65,6 +69,11 @@ def figures(traffic: Traffic) -> str:
 def served(fleet: Fleet) -> list[str]:
     """Return what each server has in its history as the last deployment, and since when its main process runs."""
     return [server.machine.run(f"{PROGRAM} list | head -n 1") + f" {server.master()}" for server in fleet.servers]
+
+
+def bundles(fleet: Fleet) -> list[str]:
+    """Return the bundle that each server serves."""
+    return [server.machine.run("readlink /var/lib/model-server/current").strip() for server in fleet.servers]
 
 
 @contextmanager
@@ -270,12 +279,70 @@ def test_deployment_that_fails_on_the_first_server_leaves_the_second(
     assert all(server.ready() for server in fleet.servers)
 
 
+def test_canary_answers_its_share_until_it_is_aborted(fleet: Fleet, ansible: Ansible, tell: Tell) -> None:
+    first, second = fleet.servers
+    before = bundles(fleet), fleet.door.run("cat /etc/haproxy/haproxy.cfg")
+    with Traffic(fleet) as traffic:
+        ansible.run(*CANARY, NEXT)
+        time.sleep(1)
+        counted = predictions(first), predictions(second)
+        time.sleep(10)
+        made = predictions(first) - counted[0], predictions(second) - counted[1]
+        status, refused = ansible.attempt(*DEPLOY)
+        aborted = ansible.run(*CANARY, "step=abort")
+
+    tell("canary of 20 %", f"{made[1]:.0f} of {sum(made):.0f} predictions; {figures(traffic)}")
+    assert traffic.failed == []
+    assert 0.1 < made[1] / sum(made) < 0.3
+    assert status != 0
+    assert "server-2 serves the bundle" in refused
+    assert "changed: [server-2]" in aborted
+    assert (bundles(fleet), fleet.door.run("cat /etc/haproxy/haproxy.cfg")) == before
+
+
+def test_canary_that_is_killed_is_answered_by_the_other(fleet: Fleet, ansible: Ansible, tell: Tell) -> None:
+    ansible.run(*CANARY, NEXT)
+    with Traffic(fleet) as traffic:
+        time.sleep(1)
+        fleet.servers[1].machine.run("systemctl kill --kill-who=all --signal=KILL model-server")
+        time.sleep(5)
+    promoted = ansible.run(*CANARY, "step=promote")
+
+    tell("canary killed", figures(traffic))
+    assert len(traffic.failed) <= 4, "at most what it had in flight"
+    assert "changed: [server-1]" in promoted
+    assert len(set(bundles(fleet))) == 1
+    assert "use-server" not in fleet.door.run("cat /etc/haproxy/haproxy.cfg")
+
+
 def test_what_was_deployed_before_is_deployed_again(fleet: Fleet, ansible: Ansible, tell: Tell) -> None:
     with Traffic(fleet) as traffic:
         ansible.run(*DEPLOY)
 
     tell("rolling deployment back", figures(traffic))
     assert traffic.failed == []
+
+
+def test_shadow_that_agrees_takes_over_and_nobody_notices(fleet: Fleet, ansible: Ansible, tell: Tell) -> None:
+    before = bundles(fleet)
+    with Traffic(fleet) as traffic:
+        started = ansible.run(*SHADOW, NEXT)
+        again = ansible.run(*SHADOW, NEXT)
+        compared = [server.counters() for server in fleet.servers]
+        promoted = ansible.run(*SHADOW, "step=promote requests=50")
+
+    tell("shadow started and promoted", figures(traffic))
+    assert traffic.failed == []
+    assert "both models agree on 100.00 % of" in started
+    assert "changed=0" in again, again
+    assert all(any(series.startswith("shadow_predictions_total") for series in page) for page in compared)
+    assert "changed: [server-2]" in promoted
+    assert len(set(bundles(fleet))) == 1
+    assert bundles(fleet) != before
+    assert [
+        server.machine.run("ls /etc/systemd/system | grep -c shadow || true").strip() for server in fleet.servers
+    ] == ["0", "0"]
+    ansible.run(*DEPLOY)
 
 
 # The last one: it takes a server away. `molecule converge` brings it back.

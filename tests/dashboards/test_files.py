@@ -84,6 +84,13 @@ PANELS = {
         "Observed and reference distribution",
         "Rejected inputs by reason",
     ],
+    "Models Side by Side": [
+        "Classes by model",
+        "Confidence by model",
+        "Latency by model",
+        "Server errors by model",
+        "Agreement of the shadow",
+    ],
 }
 
 Board = dict[str, Any]

@@ -207,6 +207,62 @@ def test_masters_that_answer_by_turns_are_each_marked_at_their_own_moment(tmp_pa
     evaluated("Deployment or restart", "", series, {f"{{{labels}}}": 10_000}, tmp_path)
 
 
+def side_by_side() -> dict[str, str]:
+    """A server with model 1, whose shadow has model 3, and one with model 2; each answers by a class of its own."""
+    made = {}
+    for host, version, classes in (("a", "1", {"pear": 3, "plum": 1}), ("b", "2", {"pear": 1, "plum": 1})):
+        target = f'instance="{host}:8000",job="model_server"'
+        made.update(model(host, version, 10))
+        for name, growth in classes.items():
+            made[f'predictions_total{{{target},class="{name}"}}'] = f"0+{growth}x120"
+        for status, growth in (("200", 3), ("500", int(version) - 1)):
+            key = f'fastapi_requests_total{{{target},path="/predict",status_code="{status}"}}'
+            made.update({key: f"0+{growth}x120"} if growth else {})
+        for le in ("0.05", "0.1", "+Inf"):
+            key = f'fastapi_request_duration_seconds_bucket{{{target},path="/predict",status_code="200",le="{le}"}}'
+            made[key] = f"0+{0 if le == '0.05' and version == '2' else 4}x120"
+        for le, growth in (("0.5", 0), ("0.6", 4 if version == "1" else 2), ("0.7", 4), ("+Inf", 4)):
+            made[f'prediction_confidence_bucket{{{target},class="pear",le="{le}"}}'] = f"0+{growth}x120"
+    shadow = 'instance="a:8000",job="model_server"'
+    made[f'shadow_info{{{shadow},name="fruits",version="3",architecture="cnn",sha256="{"3" * 64}"}}'] = "1x120"
+    for agrees, growth in (("true", 1), ("false", 3)):
+        made[f'shadow_predictions_total{{{shadow},class="plum",agrees="{agrees}"}}'] = f"0+{growth}x120"
+    for le, growth in (("0.9", 0), ("0.95", 4), ("+Inf", 4)):
+        made[f'shadow_prediction_confidence_bucket{{{shadow},class="plum",le="{le}"}}'] = f"0+{growth}x120"
+    return made
+
+
+ONE, TWO, SHADOW = (f"{version} {version * 12}" for version in "123")
+SHADOW += " (shadow)"
+
+
+@pytest.mark.parametrize(
+    ("panel", "legend", "expected"),
+    [
+        (
+            "Classes by model",
+            "{{model}} {{class}}",
+            {
+                f'{{model="{ONE}",class="pear"}}': 0.75,
+                f'{{model="{ONE}",class="plum"}}': 0.25,
+                f'{{model="{TWO}",class="pear"}}': 0.5,
+                f'{{model="{TWO}",class="plum"}}': 0.5,
+                f'{{model="{SHADOW}",class="plum"}}': 1,
+            },
+        ),
+        (
+            "Confidence by model",
+            "{{model}}",
+            {f'{{model="{ONE}"}}': 0.55, f'{{model="{TWO}"}}': 0.6, f'{{model="{SHADOW}"}}': 0.925},
+        ),
+        ("Latency by model", "{{model}}", {f'{{model="{ONE}"}}': 0.0495, f'{{model="{TWO}"}}': 0.0995}),
+        ("Server errors by model", "{{model}}", {f'{{model="{ONE}"}}': 0, f'{{model="{TWO}"}}': 0.25}),
+    ],
+)
+def test_models_are_shown_side_by_side(panel: str, legend: str, expected: dict[str, float], tmp_path: Path) -> None:
+    evaluated(panel, legend, side_by_side(), expected, tmp_path)
+
+
 def confidences(counts: dict[str, tuple[int, int]]) -> dict[str, str]:
     """Predictions per second of each class with a confidence of 0.5 to 0.6, and with one of 0.6 to 0.7."""
     return {

@@ -65,6 +65,7 @@ class Host:
         self.releases, self.release = home / "releases", home / "current"
         self.bundles, self.bundle = data / "bundles", data / "current"
         self.kept_settings, self.history = data / "settings", data / "deployments"
+        self.shadow = data / "shadow"  # a link to the bundle that sees copies of requests
         self.next = etc / "next"  # what the last play asked for
         self.deployment, self.settings = etc / "deployment", etc / "model-server.env"
         self.service, self.socket = units / SERVICE, units / SOCKET
@@ -172,6 +173,8 @@ class Host:
         # A release that is kept needs the bundle that it served with last.
         last = {choice.release: choice.bundle for choice in reversed(choices)}
         bundles = list(dict.fromkeys(choice.bundle for choice in choices))[:KEPT] + [last[name] for name in releases]
+        if self.shadow.is_symlink():
+            bundles.append(os.path.basename(os.readlink(str(self.shadow))))
         settings = [
             self.settings_of(choice).name
             for choice in choices

@@ -3,6 +3,7 @@ import random
 import re
 import threading
 import time
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
@@ -11,6 +12,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from PIL import Image
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
@@ -19,8 +21,9 @@ from starlette.types import Receive, Scope, Send
 
 from model_server.app import create_app
 from model_server.metrics.predictions import ModelMetrics, Reason, RequestTimings
+from model_server.metrics.shadow import ShadowMetrics
 from model_server.middleware import WithoutRanges
-from model_server.model.accuracy import Accuracy
+from model_server.model.accuracy import Accuracy, measure
 from model_server.model.reference import Reference
 from model_server.server.self_check import check
 from model_server.settings import Settings
@@ -553,14 +556,16 @@ def test_confidence_of_a_broken_model_leaves_the_histogram_whole() -> None:
 
 
 def test_the_reference_page_has_every_metric_with_its_labels_and_a_query(
-    classifier: FakeClassifier, encode: Encode
+    classifier: FakeClassifier, encode: Encode, tmp_path: Path
 ) -> None:
     pytest.importorskip("torch")
-    classifier.reference = REFERENCE
-    client = make_client(classifier, api_keys=f"shop:{'0' * 64}")
+    classifier.reference, classifier.accuracy = REFERENCE, measure([(0.9, True)], "0" * 64)
+    (tmp_path / "keys").write_text("k" * 32)
+    client = make_client(classifier, api_keys=f"shop:{'0' * 64}", feedback_keys_file=tmp_path / "keys")
     client.get("/")
     served: Dict[str, Tuple[str, Set[str]]] = {}
-    for family in text_string_to_metric_families(client.get("/metrics").text):
+    pages = (client.get("/metrics").text, generate_latest(ShadowMetrics(classifier.manifest).registry).decode())
+    for family in chain(*map(text_string_to_metric_families, pages)):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = {label for sample in family.samples for label in sample.labels if label != "le"}
         if not name.endswith("_created"):  # only one process without files of metrics has those

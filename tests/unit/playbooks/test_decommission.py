@@ -241,6 +241,21 @@ def test_server_is_drained_and_forgotten_before_it_goes(fleet: Fleet) -> None:
     assert "Now delete server-2 from the inventory" in said
 
 
+def test_canary_goes_with_its_share(fleet: Fleet) -> None:
+    share = "    use-server 192.0.2.12:8000 if { rand(10000) lt 1000 } || { nbsrv(model_servers) eq 0 }\n"
+    server = "    server 192.0.2.12:8000 192.0.2.12:8000"
+    for name in ("haproxy/haproxy.cfg", "running"):
+        text = HAPROXY.replace(f"{server} check", f"{server} weight 0 check")
+        (fleet.directory / "door" / name).write_text(
+            text.replace("backend model_servers\n", f"backend model_servers\n{share}")
+        )
+
+    said = fleet.decommission("-l", "server-2")
+
+    assert "failed=0" in said, said
+    assert "192.0.2.12" not in (fleet.directory / "door" / "running").read_text()
+
+
 def test_a_second_run_changes_nothing(fleet: Fleet) -> None:
     fleet.decommission("-l", "server-2")
     fleet.log()

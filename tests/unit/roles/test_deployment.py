@@ -379,6 +379,16 @@ def test_what_never_served_is_removed_by_the_next_that_does(machine: Machine) ->
     assert machine.names("var/lib/model-server/bundles") == {"m"}
 
 
+def test_bundle_that_a_shadow_has_is_kept(machine: Machine) -> None:
+    machine.deploy("a", "m")
+    machine.lay_out("a", "next")
+    (machine.root / "var/lib/model-server/shadow").symlink_to("/var/lib/model-server/bundles/next")
+
+    machine.deploy("b", "m")
+
+    assert machine.names("var/lib/model-server/bundles") == {"m", "next"}
+
+
 def test_end_of_the_play_does_not_end_a_roll_over(machine: Machine) -> None:
     machine.deploy("a", "m")
     (machine.root / "bin/systemctl").write_text(SYSTEMCTL.replace("cd ", "kill -HUP $PPID; kill -TERM $PPID; cd "))
