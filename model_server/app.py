@@ -127,9 +127,7 @@ def instrument(
         metrics: those of its model.
         metrics_dir: where all workers have their files; None: this process is the only one, and has none.
     """
-    page = None if metrics_dir is None else Page(metrics_dir)
-    if page is not None:
-        page.render()  # parsed once here, before the fork, instead of in every worker
+    page: Optional[Page] = None
 
     async def serve(request: Request) -> Response:
         counted = generate_latest(metrics.registry) if page is None else page.render()
@@ -147,6 +145,9 @@ def instrument(
     paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
     requests = RequestMetrics(paths, metrics.registry, app.state.journal)
     app.add_middleware(requests.wrap)
+    if metrics_dir is not None:
+        page = Page(metrics_dir, lambda key: metrics.has(key) or key.family in requests.families)
+        page.render()  # parsed once here, before the fork, instead of in every worker
     return requests.count
 
 

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from model_server.metrics.values import Key
 from model_server.model.bundle import Manifest
 from model_server.model.reference import FEATURES, Reference
 
@@ -136,6 +137,15 @@ class ModelMetrics:
         self._classes = {name: (predictions.labels(name), confidence.labels(name)) for name in manifest.classes}
         self._reasons = {reason: rejected.labels(reason.value) for reason in Reason}
         self._features = None if reference is None else _FeatureMetrics(reference, self.registry)
+        self._series = {
+            (sample.name, tuple(sorted(sample.labels.items())))
+            for family in self.registry.collect()
+            for sample in family.samples
+        }
+
+    def has(self, key: Key) -> bool:
+        """Return whether a series is one of this model's."""
+        return (key.name, key.labels) in self._series
 
     def record(self, timings: RequestTimings) -> None:
         """Record a request, also one that failed."""
