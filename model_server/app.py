@@ -52,7 +52,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         bundle = read_bundle(settings.bundle)  # before torch, whose import takes seconds
         from model_server.model.classifier import Classifier  # noqa: PLC0415 - imports torch
 
-        classifier = Classifier(bundle, settings.allow_pickle)
+        classifier = Classifier(bundle, settings.allow_pickle, settings.engine)
     model = classifier
 
     metrics = ModelMetrics(model.manifest, model.reference, settings.release, keys.names)
@@ -146,7 +146,7 @@ def instrument(
     requests = RequestMetrics(paths, metrics.registry, app.state.journal)
     app.add_middleware(requests.wrap)
     if metrics_dir is not None:
-        page = Page(metrics_dir, lambda key: metrics.has(key) or key.family in requests.families)
+        page = Page(metrics_dir, lambda key: metrics.has(key.name, key.labels) or key.family in requests.families)
         page.render()  # parsed once here, before the fork, instead of in every worker
     return requests.count
 

@@ -16,11 +16,15 @@ from PIL import Image
 
 from model_server.commands import CommandError
 from model_server.commands.classifier import load_classifier, without_pickle
+from model_server.commands.engines import choose
 from model_server.commands.images import find_images, read_images
 from model_server.model.bundle import (
     FRUIT_CLASSIFIER,
     MANIFEST,
+    ONNX,
+    ONNX_RUNTIME,
     REFERENCE,
+    TORCH,
     TORCHSCRIPT,
     Bundle,
     BundleError,
@@ -99,6 +103,13 @@ def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="what they are divided by then (default: ImageNet's, 0.229 0.224 0.225)",
     )
 
+    making.add_argument(
+        "--engine",
+        choices=(TORCH, ONNX_RUNTIME),
+        default="",
+        help="what runs the model (default: the fastest that is installed here and gives the same logits)",
+    )
+
     checking = actions.add_parser(
         "check",
         help="prove that a bundle can be served",
@@ -138,10 +149,11 @@ def create(options: argparse.Namespace) -> None:
         "std": options.std,
     }
     bundle = make_bundle(options.directory, weights, fields)._replace(weights_path=options.weights)
-    classifier = load_classifier(bundle)
-    bundle = make_bundle(options.directory, without_pickle(bundle), fields)
-    _describe(bundle, classifier)
-    write_bundle(options.directory, bundle.weights, fields)
+    choice = choose(bundle, options.engine, _say)
+    fields.update(choice.fields)
+    bundle = make_bundle(options.directory, without_pickle(bundle), fields, choice.onnx)
+    _describe(bundle, choice.classifier)
+    write_bundle(options.directory, bundle.weights, fields, onnx=choice.onnx)
     _say(f"written: {options.directory}")
 
 
@@ -161,6 +173,8 @@ def pack(options: argparse.Namespace) -> None:
     bundle = read_bundle(options.directory)
     _describe(bundle, load_classifier(bundle))
     files = {MANIFEST: read_bytes(options.directory / MANIFEST), bundle.weights_path.name: bundle.weights}
+    if bundle.onnx is not None:
+        files[ONNX] = bundle.onnx
     if bundle.reference is not None:
         files[REFERENCE] = read_bytes(options.directory / REFERENCE)
     archive = _archive(files)
@@ -173,7 +187,8 @@ def pack(options: argparse.Namespace) -> None:
     _say(f"sha256:  {sha256}", "", "To serve it, as variables of the role model_server:", "")
     _say(f"model_server_bundle: {options.archive.resolve()} # or the URL where it is put")
     _say(f"model_server_bundle_sha256: {sha256}")
-    if bundle.manifest.architecture not in (FRUIT_CLASSIFIER, TORCHSCRIPT):
+    needs_torchvision = bundle.manifest.architecture not in (FRUIT_CLASSIFIER, TORCHSCRIPT)
+    if needs_torchvision and bundle.manifest.engine == TORCH:
         _say("model_server_torchvision: true")
 
 
@@ -188,6 +203,8 @@ def _describe(bundle: Bundle, classifier: "Classifier") -> None:
     _say(f"architecture: {manifest.architecture}, for images of {size}×{size} pixels")
     _say(f"weights:      {_megabytes(bundle.weights)}, SHA-256 {manifest.weights_sha256}")
     _say(f"classes:      {len(manifest.classes)}, as many as logits: {_some(manifest.classes)}")
+    batches = f", in batches of up to {classifier.batch_size}" if classifier.batch_size > 1 else ""
+    _say(f"engine:       {classifier.engine}{batches}")
     _say(f"forward pass: {milliseconds:.1f} ms, with one thread")
     if float(logits.min()) >= 0 and abs(float(logits.sum()) - 1) < 1e-4:
         _say(

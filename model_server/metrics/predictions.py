@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from model_server.metrics.values import Key
 from model_server.model.bundle import Manifest
 from model_server.model.reference import FEATURES, Reference
 
@@ -143,9 +142,9 @@ class ModelMetrics:
             for sample in family.samples
         }
 
-    def has(self, key: Key) -> bool:
-        """Return whether a series is one of this model's."""
-        return (key.name, key.labels) in self._series
+    def has(self, sample: str, labels: Tuple[Tuple[str, str], ...]) -> bool:
+        """Return whether a series is one of this model's, by the name of its samples and its sorted labels."""
+        return (sample, labels) in self._series
 
     def record(self, timings: RequestTimings) -> None:
         """Record a request, also one that failed."""
