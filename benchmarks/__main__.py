@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Dict, List
 
-from benchmarks import images, loop, metrics, overload, parts, users
+from benchmarks import images, loop, metrics, models, overload, parts, users
 from benchmarks.figures import README, RESULTS, is_met, judge, put_into_readme
 from benchmarks.load import Connection, multipart, one_by_one, photo, predict
 from benchmarks.servers import REPOSITORY, TORCHVISION, WORKERS, System, lab, ours, running
@@ -230,9 +230,9 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["parts", "overload", "images"],
-        help="only what parts of our own save beside libraries; what happens at three times the capacity; what the "
-        "most expensive images cost",
+        choices=["models", "parts", "overload", "images"],
+        help="only users' own models beside the lab's app; what parts of our own save beside libraries; what happens "
+        "at three times the capacity; what the most expensive images cost",
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds; each measures all systems (default: 3)")
     parser.add_argument("--seconds", type=int, default=10, help="duration of each load (default: 10)")
@@ -246,6 +246,8 @@ def main() -> None:
         sys.exit(0 if overload.measure(IMAGE.read_bytes(), bodies(), options.rounds) else 1)
     if options.what == "images":
         sys.exit(0 if images.measure(IMAGE.read_bytes()) else 1)
+    if options.what == "models":
+        sys.exit(0 if models.measure(IMAGE, options.rounds, options.seconds) else 1)
     bench = Bench(options.rounds, options.seconds)
     figures = judge(bench.run())
     print()

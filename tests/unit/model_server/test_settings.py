@@ -60,7 +60,7 @@ def test_an_unknown_variable_gets_a_suggestion(monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_unlike_variable_gets_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL_SERVER_QQQ", "2")
-    names = r"known are MODEL_SERVER_ALLOW_PICKLE, MODEL_SERVER_ENGINE, MODEL_SERVER_BUNDLE, .*MODEL_SERVER_DECODING, .*\.$"
+    names = r"known are MODEL_SERVER_ALLOW_PICKLE, MODEL_SERVER_ENGINE, .*MODEL_SERVER_DECODING, .*\.$"
     with pytest.raises(SettingsError, match=names):
         read_settings()
 
