@@ -4,6 +4,7 @@ Both are imported only where a model is exported or served with them: most serve
 """
 
 import contextlib
+import inspect
 import io
 import warnings
 from typing import Any, Iterator
@@ -61,7 +62,7 @@ def export(model: nn.Module, example: Tensor) -> bytes:
     file = io.BytesIO()
     axes = {PIXELS: {0: "images"}, LOGITS: {0: "images"}}
     names: Any = {"input_names": [PIXELS], "output_names": [LOGITS]}
-    if "dynamo" in torch.onnx.export.__code__.co_varnames:  # the other exporter needs one package more
+    if "dynamo" in inspect.signature(torch.onnx.export).parameters:  # the other exporter needs one package more
         names["dynamo"] = False
     try:
         with torch.no_grad(), _exportable(), warnings.catch_warnings():
