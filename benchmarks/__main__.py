@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Dict, List
 
-from benchmarks import capacity, images, loop, metrics, overload, parts, shadow, users
+from benchmarks import capacity, images, loop, metrics, models, overload, parts, shadow, users
 from benchmarks.figures import README, RESULTS, is_met, judge, put_into_readme
 from benchmarks.load import Connection, multipart, one_by_one, photo, predict
 from benchmarks.servers import REPOSITORY, TORCHVISION, WORKERS, System, lab, ours, running
@@ -230,9 +230,10 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["parts", "overload", "images", "capacity", "shadow"],
-        help="only what parts of our own save beside libraries; what happens at three times the capacity; what the "
-        "most expensive images cost; what Prometheus takes to watch many servers; whether requests notice a shadow",
+        choices=["models", "parts", "overload", "images", "capacity", "shadow"],
+        help="only users' own models beside the lab's app; what parts of our own save beside libraries; what happens "
+        "at three times the capacity; what the most expensive images cost; what Prometheus takes to watch many "
+        "servers; whether requests notice a shadow",
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds; each measures all systems (default: 3)")
     parser.add_argument("--seconds", type=int, default=10, help="duration of each load (default: 10)")
@@ -251,6 +252,8 @@ def main() -> None:
         return
     if options.what == "shadow":
         sys.exit(0 if shadow.measure(IMAGE.read_bytes(), bodies(), options.rounds) else 1)
+    if options.what == "models":
+        sys.exit(0 if models.measure(IMAGE, options.rounds, options.seconds) else 1)
     bench = Bench(options.rounds, options.seconds)
     figures = judge(bench.run())
     print()

@@ -1,7 +1,7 @@
 """The original lab's app, rewritten: a straightforward FastAPI server for this model.
 
 Starlette's form parser, torchvision's transforms, an eager forward pass, an answer validated by a model.
-`LAB_WEIGHTS` names the state dict.
+`LAB_WEIGHTS` names the state dict, and `LAB_NETWORK` the network of torchvision that it belongs to, if it is one.
 """
 
 import io
@@ -18,8 +18,11 @@ from starlette_exporter import PrometheusMiddleware, handle_metrics
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import transforms
+from torchvision.models import get_model
 
 CLASSES: List[str] = ["apple", "grapes", "lemon"]
+NETWORK = os.environ.get("LAB_NETWORK", "")
+SIZE = 224 if NETWORK else 150
 PREDICTIONS = Counter("predictions", "Predictions by class", ["class"])
 
 torch.set_num_threads(1)
@@ -51,13 +54,13 @@ class Prediction(BaseModel):
     likely_class: str
 
 
-model = Network()
+model = get_model(NETWORK, weights=None, num_classes=len(CLASSES)) if NETWORK else Network()
 model.load_state_dict(load_file(os.environ["LAB_WEIGHTS"]))
 model.eval()
 preprocess = transforms.Compose(
     [
-        transforms.Resize(150),
-        transforms.CenterCrop(150),
+        transforms.Resize(SIZE),
+        transforms.CenterCrop(SIZE),
         transforms.ToTensor(),
         transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ]

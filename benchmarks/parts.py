@@ -43,8 +43,10 @@ class LibraryMiddleware(PrometheusMiddleware):
 
     def __init__(self, paths: object, registry: CollectorRegistry, journal: object) -> None:
         super().__init__(_nothing, app_name=APP_NAME, prefix=APP_NAME)
-        for metric in (self.request_count, self.request_time, self.requests_in_progress):
+        metrics = (self.request_count, self.request_time, self.requests_in_progress)
+        for metric in metrics:
             registry.register(metric)
+        self.families = frozenset(family.name for metric in metrics for family in metric.describe())
 
     def wrap(self, app: ASGIApp) -> "LibraryMiddleware":
         self.app = app

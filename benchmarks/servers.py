@@ -18,7 +18,7 @@ import httpx
 REPOSITORY = Path(__file__).parents[1]
 CACHE = REPOSITORY / ".cache" / "bench"
 BUNDLE = CACHE / "bundle"
-TORCHVISION = CACHE / "torchvision"  # only the lab's app uses it
+TORCHVISION = CACHE / "torchvision"  # and what else is installed beside the virtual environment: script/steps.sh
 WORKERS = 2
 READY_SECONDS = 60
 STOP_SECONDS = 20
@@ -34,17 +34,24 @@ class System:
     environment: Dict[str, str] = field(default_factory=dict)
 
 
-def ours(name: str, app: str = "", **settings: str) -> System:
-    """The model server with these settings; `app` names another application to run instead."""
+def ours(name: str, bundle: Path = BUNDLE, app: str = "", **settings: str) -> System:
+    """The model server with this bundle and these settings; `app` names another application to run instead."""
     environment = {f"MODEL_SERVER_{key.upper()}": value for key, value in settings.items()}
     arguments = ["--config", "python:model_server.server.gunicorn_conf", *([app] if app else [])]
-    return System(name, arguments, {"MODEL_SERVER_BUNDLE": str(BUNDLE), **environment})
+    return System(name, arguments, {"MODEL_SERVER_BUNDLE": str(bundle), **environment})
 
 
-def lab() -> System:
-    """The original lab's app under gunicorn: uvicorn's worker, one torch thread in each."""
+def lab(bundle: Path = BUNDLE, network: str = "") -> System:
+    """The original lab's app under gunicorn: uvicorn's worker, one torch thread in each.
+
+    Args:
+        bundle: whose weights it serves.
+        network: the one of torchvision that they belong to; empty: the lab's own.
+    """
     arguments = ["benchmarks.lab_app:app", "--worker-class", "uvicorn_worker.UvicornWorker"]
-    environment = {"LAB_WEIGHTS": str(BUNDLE / "weights.safetensors"), "PYTHONPATH": str(TORCHVISION)}
+    environment = {"LAB_WEIGHTS": str(bundle / "weights.safetensors"), "PYTHONPATH": str(TORCHVISION)}
+    if network:
+        environment["LAB_NETWORK"] = network
     return System("lab", arguments, environment)
 
 

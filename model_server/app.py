@@ -56,7 +56,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         bundle = read_bundle(settings.bundle)  # before torch, whose import takes seconds
         from model_server.model.classifier import Classifier  # noqa: PLC0415 - imports torch
 
-        classifier = Classifier(bundle, settings.allow_pickle)
+        classifier = Classifier(bundle, settings.allow_pickle, settings.engine)
     model = classifier
 
     metrics = ModelMetrics(model.manifest, model.reference, model.accuracy, settings.release, keys.names)
@@ -151,9 +151,7 @@ def instrument(
         metrics: those of its model.
         metrics_dir: where all workers have their files; None: this process is the only one, and has none.
     """
-    page = None if metrics_dir is None else Page(metrics_dir)
-    if page is not None:
-        page.render()  # parsed once here, before the fork, instead of in every worker
+    page: Optional[Page] = None
 
     async def serve(request: Request) -> Response:
         counted = generate_latest(metrics.registry) if page is None else page.render()
@@ -171,6 +169,9 @@ def instrument(
     paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
     requests = RequestMetrics(paths, metrics.registry, app.state.journal)
     app.add_middleware(requests.wrap)
+    if metrics_dir is not None:
+        page = Page(metrics_dir, lambda key: metrics.has(key.name, key.labels) or key.family in requests.families)
+        page.render()  # parsed once here, before the fork, instead of in every worker
     return requests.count
 
 

@@ -24,6 +24,9 @@ class WeightsSettings(BaseSettings):
     allow_pickle: bool = Field(
         False, description="load a weights.pt with torch before 2.6, in which such a file can run code"
     )
+    engine: Literal["", "torch", "onnxruntime"] = Field(
+        "", description="what runs the model; empty: what its bundle says"
+    )
 
 
 class Settings(WeightsSettings):
@@ -78,13 +81,13 @@ def read_settings() -> Settings:
     return _read(Settings)
 
 
-def allows_pickle() -> bool:
-    """Return the setting `allow_pickle`, for the commands.
+def read_weights_settings() -> WeightsSettings:
+    """Read the settings of the commands from the environment.
 
     Raises:
-        SettingsError: a `MODEL_SERVER_*` variable is unknown, or this one has a value that is not allowed.
+        SettingsError: a `MODEL_SERVER_*` variable is unknown, or one of these has a value that is not allowed.
     """
-    return _read(WeightsSettings).allow_pickle
+    return _read(WeightsSettings)
 
 
 def _read(kind: Type[AnySettings]) -> AnySettings:

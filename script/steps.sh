@@ -118,3 +118,11 @@ install_torchvision() {
 torchvision_installed() {
   [ -e "$TORCHVISION" ] || step "torchvision is installed into $TORCHVISION" install_torchvision
 }
+
+# ONNX Runtime, and what exports networks for it, are beside torchvision, whose numpy they use.
+install_onnx() {
+  python -m pip install --disable-pip-version-check --no-compile --no-deps --target "$TORCHVISION" onnx onnxruntime flatbuffers ml-dtypes protobuf
+}
+onnx_installed() {
+  [ -e "$TORCHVISION/onnxruntime" ] || step "ONNX Runtime is installed into $TORCHVISION" install_onnx
+}

@@ -16,13 +16,17 @@ from PIL import Image
 
 from model_server.commands import CommandError
 from model_server.commands.classifier import load_classifier, without_pickle
+from model_server.commands.engines import choose
 from model_server.commands.images import find_images, read_images
 from model_server.model.accuracy import Accuracy, measure, write_accuracy
 from model_server.model.bundle import (
     ACCURACY,
     FRUIT_CLASSIFIER,
     MANIFEST,
+    ONNX,
+    ONNX_RUNTIME,
     REFERENCE,
+    TORCH,
     TORCHSCRIPT,
     Bundle,
     BundleError,
@@ -101,6 +105,13 @@ def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="what they are divided by then (default: ImageNet's, 0.229 0.224 0.225)",
     )
 
+    making.add_argument(
+        "--engine",
+        choices=(TORCH, ONNX_RUNTIME),
+        default="",
+        help="what runs the model (default: the fastest that is installed here and gives the same logits)",
+    )
+
     checking = actions.add_parser(
         "check",
         help="prove that a bundle can be served",
@@ -141,10 +152,11 @@ def create(options: argparse.Namespace) -> None:
         "std": options.std,
     }
     bundle = make_bundle(options.directory, weights, fields)._replace(weights_path=options.weights)
-    classifier = load_classifier(bundle)
-    bundle = make_bundle(options.directory, without_pickle(bundle), fields)
-    _describe(bundle, classifier)
-    write_bundle(options.directory, bundle.weights, fields)
+    choice = choose(bundle, options.engine, _say)
+    fields.update(choice.fields)
+    bundle = make_bundle(options.directory, without_pickle(bundle), fields, choice.onnx)
+    _describe(bundle, choice.classifier)
+    write_bundle(options.directory, bundle.weights, fields, onnx=choice.onnx)
     _say(f"written: {options.directory}")
 
 
@@ -172,6 +184,8 @@ def pack(options: argparse.Namespace) -> None:
     for name, part in ((REFERENCE, bundle.reference), (ACCURACY, bundle.accuracy)):
         if part is not None:
             files[name] = read_bytes(options.directory / name)
+    if bundle.onnx is not None:
+        files[ONNX] = bundle.onnx
     archive = _archive(files)
     try:
         write_whole(options.archive, archive)
@@ -182,7 +196,8 @@ def pack(options: argparse.Namespace) -> None:
     _say(f"sha256:  {sha256}", "", "To serve it, as variables of the role model_server:", "")
     _say(f"model_server_bundle: {options.archive.resolve()} # or the URL where it is put")
     _say(f"model_server_bundle_sha256: {sha256}")
-    if bundle.manifest.architecture not in (FRUIT_CLASSIFIER, TORCHSCRIPT):
+    needs_torchvision = bundle.manifest.architecture not in (FRUIT_CLASSIFIER, TORCHSCRIPT)
+    if needs_torchvision and bundle.manifest.engine == TORCH:
         _say("model_server_torchvision: true")
 
 
@@ -197,6 +212,8 @@ def _describe(bundle: Bundle, classifier: "Classifier") -> None:
     _say(f"architecture: {manifest.architecture}, for images of {size}×{size} pixels")
     _say(f"weights:      {_megabytes(bundle.weights)}, SHA-256 {manifest.weights_sha256}")
     _say(f"classes:      {len(manifest.classes)}, as many as logits: {_some(manifest.classes)}")
+    batches = f", in batches of up to {classifier.batch_size}" if classifier.batch_size > 1 else ""
+    _say(f"engine:       {classifier.engine}{batches}")
     _say(f"forward pass: {milliseconds:.1f} ms, with one thread")
     if float(logits.min()) >= 0 and abs(float(logits.sum()) - 1) < 1e-4:
         _say(

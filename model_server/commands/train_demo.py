@@ -17,7 +17,7 @@ from model_server.commands import CommandError
 from model_server.commands.drawings import FRUITS, draw_fruit
 from model_server.metrics.features import observe
 from model_server.model.accuracy import Accuracy, measure
-from model_server.model.bundle import FRUIT_CLASSIFIER, make_bundle, refuse_existing, write_bundle
+from model_server.model.bundle import FRUIT_CLASSIFIER, Findings, make_bundle, refuse_existing, write_bundle
 from model_server.model.classifier import Classifier
 from model_server.model.fruit_classifier import FruitClassifier
 from model_server.model.loading import to_safetensors
@@ -132,7 +132,7 @@ def write_demo_bundle(path: Path, seed: int) -> None:
     }
     classifier = Classifier(make_bundle(path, weights, fields))
     reference, judged = refer(classifier, held_out), judge(classifier, held_out, answers)
-    write_bundle(path, weights, fields, reference, judged)
+    write_bundle(path, weights, fields, Findings(reference, judged))
     _say(f"accuracy {accuracy:.1%} on held-out drawings; bundle written to {path}")
 
 

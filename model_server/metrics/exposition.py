@@ -9,13 +9,14 @@ import os
 import struct
 from itertools import accumulate
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from model_server.metrics.slots import CHECK
 from model_server.metrics.values import (
     CELL,
     HEADER,
     VALUE,
+    Key,
     MetricsFileError,
     entries,
     parse_key,
@@ -28,6 +29,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _Labels = Tuple[Tuple[str, str], ...]
 _Sample = Tuple[str, _Labels]
+_IsWanted = Callable[[Key], bool]
 
 
 class _Layout:
@@ -56,10 +58,10 @@ class _Layout:
 class _PageTemplate:
     """The page with placeholders for the values."""
 
-    def __init__(self, layouts: Dict[str, _Layout]) -> None:
+    def __init__(self, layouts: Dict[str, _Layout], is_wanted: _IsWanted) -> None:
         families: Dict[str, Tuple[str, str, Dict[_Sample, None]]] = {}
         for path, layout in layouts.items():
-            for key in layout.keys:
+            for key in filter(is_wanted, layout.keys):
                 _, _, samples = families.setdefault(key.family, (_kind_of(path), key.help_text, {}))
                 samples[key.name, key.labels] = None
 
@@ -86,8 +88,10 @@ class _PageTemplate:
                 text.append(_line((f"{family}_count", labels)))
                 self._order.append(len(self._columns) - 1)
         self._text = "".join(text)
+        left_out = len(self._columns)  # a column that the page does not have
         self._places = {
-            path: [self._columns[key.name, key.labels] for key in layout.keys] for path, layout in layouts.items()
+            path: [self._columns.get((key.name, key.labels), left_out) for key in layout.keys]
+            for path, layout in layouts.items()
         }
 
     def _append(self, text: List[str], sample: _Sample) -> None:
@@ -96,7 +100,7 @@ class _PageTemplate:
         self._columns[sample] = len(self._columns)
 
     def fill(self, values: Dict[str, Sequence[float]]) -> str:
-        totals = [0.0] * len(self._columns)
+        totals = [0.0] * (len(self._columns) + 1)
         for path, places in self._places.items():
             is_maximum = os.path.basename(path).startswith("gauge_livemax_")
             for column, value in zip(places, values[path]):
@@ -109,10 +113,17 @@ class _PageTemplate:
 class Page:
     """Writes the page; keeps the layouts of the files from one scrape to the next."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, is_wanted: _IsWanted = lambda key: True) -> None:
+        """Write the page of a directory.
+
+        Args:
+            directory: has the files of all workers.
+            is_wanted: says of a series whether the page has it; files keep those of a former model or release, too.
+        """
         self._pattern = os.path.join(glob.escape(str(directory)), "*.db")
+        self._is_wanted = is_wanted
         self._layouts: Dict[str, _Layout] = {}
-        self._template = _PageTemplate({})
+        self._template = _PageTemplate({}, is_wanted)
 
     def render(self) -> bytes:
         """Add up all files of the directory; one that is damaged is put aside.
@@ -134,7 +145,7 @@ class Page:
             except FileNotFoundError:  # also the gauges of a worker that has just died
                 continue
         if layouts != self._layouts:
-            self._layouts, self._template = layouts, _PageTemplate(layouts)
+            self._layouts, self._template = layouts, _PageTemplate(layouts, self._is_wanted)
         return self._template.fill(values).encode()
 
     def _read(self, path: str) -> Tuple[_Layout, Sequence[float]]:

@@ -151,6 +151,15 @@ class ModelMetrics:
                 registry=self.registry,
             )
         self._features = None if reference is None else _FeatureMetrics(reference, self.registry)
+        self._series = {
+            (sample.name, tuple(sorted(sample.labels.items())))
+            for family in self.registry.collect()
+            for sample in family.samples
+        }
+
+    def has(self, sample: str, labels: Tuple[Tuple[str, str], ...]) -> bool:
+        """Return whether a series is one of this model's, by the name of its samples and its sorted labels."""
+        return (sample, labels) in self._series
 
     def record(self, timings: RequestTimings) -> None:
         """Record a request, also one that failed."""

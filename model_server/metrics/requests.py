@@ -23,6 +23,9 @@ class RequestMetrics(PrometheusMiddleware):
     """starlette_exporter's metrics, recorded at a tenth of the cost of its own middleware.
 
     That one looks up the labels and matches the path to the routes at each request; this one keeps the results.
+
+    Attributes:
+        families: the names of these metrics; their series come into being with the requests.
     """
 
     def __init__(self, paths: Collection[str], registry: CollectorRegistry, journal: LimitedLog) -> None:
@@ -35,8 +38,10 @@ class RequestMetrics(PrometheusMiddleware):
         """
         super().__init__(_nothing, app_name=APP_NAME, prefix=APP_NAME)
         self._paths, self._journal = paths, journal
-        for metric in (self.request_count, self.request_time, self.requests_in_progress):
+        metrics = (self.request_count, self.request_time, self.requests_in_progress)
+        for metric in metrics:
             registry.register(metric)
+        self.families = frozenset(family.name for metric in metrics for family in metric.describe())
         # Looking up a metric by its labels costs more than counting.
         self._answered: Dict[Tuple[str, str, int], Tuple[Counter, Histogram]] = {}
         self._in_progress: Dict[str, Gauge] = {}

@@ -238,6 +238,9 @@ class Value:
     def get(self) -> float:
         return self._cells[self._index]
 
+    def get_exemplar(self) -> None:
+        """Return none: the page has no exemplars."""
+
     def _open(self) -> None:
         file = _files.get(self._kind)
         if file is None:

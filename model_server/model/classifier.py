@@ -7,8 +7,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from model_server.model.bundle import Bundle
-from model_server.model.fruit_classifier import FruitClassifier
+from model_server.model.bundle import FRUIT_CLASSIFIER, LARGEST_BATCH, TORCH, Bundle
 from model_server.model.loading import load_model
 from model_server.model.preprocessing import LARGE, resize_and_crop, rgbx, scale_and_crop
 
@@ -18,7 +17,6 @@ torch.set_num_threads(1)
 
 # Releases before 2.1 scale floats only, and more slowly than Pillow.
 RESIZES_BYTES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 1)
-BATCH_SIZE = 4  # a batch of 8 would gain another 10 %, but each request would wait twice as long
 PANORAMA = 4  # ratio of the sides above which Pillow scales faster
 
 
@@ -36,16 +34,18 @@ class Classifier:
         manifest: what the bundle says of the model; its `classes` are in the order of the logits.
         reference: of the bundle, None if it has none.
         accuracy: of the bundle, None if it has none.
+        engine: what runs it.
         batch_size: the largest number of images that it classifies together.
         ready: true once a forward pass has been done.
     """
 
-    def __init__(self, bundle: Bundle, allow_pickle: bool = False) -> None:
+    def __init__(self, bundle: Bundle, allow_pickle: bool = False, engine: str = "") -> None:
         """Build the model of a bundle, load its weights and run it once.
 
         Args:
             bundle: as read from disk.
             allow_pickle: whether a release of torch whose `weights_only` can be bypassed may load a `weights.pt`.
+            engine: what is to run it; empty: what the bundle says.
 
         Raises:
             BundleError: what `load_model` raises.
@@ -56,10 +56,14 @@ class Classifier:
         self.accuracy = bundle.accuracy
         self.ready = False
         self._size = manifest.input_size
-        self._model = load_model(bundle, allow_pickle)
-        # TorchScript optimises itself for the shapes that it has seen, and may accept no batch size but 1.
-        self.batch_size = BATCH_SIZE if isinstance(self._model, FruitClassifier) else 1
-        self.classify(self.preprocess(Image.new("RGB", (self._size, self._size))))
+        self.engine = engine or manifest.engine
+        self._model = load_model(bundle, allow_pickle, self.engine)
+        # TorchScript may accept no batch size but 1; what a bundle says was proved with its own engine.
+        known = LARGEST_BATCH if (manifest.architecture, self.engine) == (FRUIT_CLASSIFIER, TORCH) else 1
+        self.batch_size = manifest.batch_size or known if self.engine == manifest.engine else known
+        pixels = self.preprocess(Image.new("RGB", (self._size, self._size)))
+        for count in range(1, self.batch_size + 1):  # the first run of each shape is slow
+            self.classify_batch([pixels] * count)
         self.ready = True
 
     def preprocess(self, image: Image.Image) -> Tensor:
@@ -87,7 +91,7 @@ class Classifier:
     def classify_batch(self, images: Sequence[Tensor]) -> List[Classification]:
         """Name the class of each of 1 to `batch_size` preprocessed images."""
         with torch.inference_mode():
-            logits = self._model(images[0] if len(images) == 1 else torch.cat(tuple(images)))
+            logits = self.logits_of_batch(images)
             indices = logits.argmax(1)
             confidences = logits.softmax(1).gather(1, indices[:, None])[:, 0]
         classes = self.manifest.classes
@@ -95,9 +99,12 @@ class Classifier:
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Return the model's outputs for a preprocessed image: float32, shape (classes,)."""
+        return self.logits_of_batch([pixels])[0]
+
+    def logits_of_batch(self, images: Sequence[Tensor]) -> Tensor:
+        """Return the model's outputs for preprocessed images: float32, shape (images, classes)."""
         with torch.inference_mode():
-            logits: Tensor = self._model(pixels)[0]
-        return logits
+            return self._model(images[0] if len(images) == 1 else torch.cat(tuple(images)))
 
 
 def to_tensor(image: Image.Image) -> Tensor:

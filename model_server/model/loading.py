@@ -3,7 +3,7 @@
 import ctypes
 import io
 import json
-from typing import Any, Dict, Iterable, List
+from typing import Any, Callable, Dict, Iterable, List
 
 import safetensors
 import safetensors.torch
@@ -11,8 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from model_server.model.architectures import ArchitectureError, Normalised, build_network
-from model_server.model.bundle import MANIFEST, PICKLED, SAFETENSORS, TORCHSCRIPT, Bundle, BundleError
+from model_server.model.bundle import (
+    FRUIT_CLASSIFIER,
+    MANIFEST,
+    ONNX,
+    ONNX_RUNTIME,
+    PICKLED,
+    SAFETENSORS,
+    TORCHSCRIPT,
+    Bundle,
+    BundleError,
+)
 from model_server.model.fruit_classifier import FruitClassifier
+from model_server.model.onnx_runtime import OnnxError, OnnxNetwork, export
 from model_server.model.torchscript import compile_for, is_torchscript, load_torchscript
 from model_server.settings import PREFIX
 
@@ -33,21 +44,45 @@ SAFETENSORS_TYPES = {
     torch.bool: "BOOL",
 }
 
+Model = Callable[[Tensor], Tensor]
 
-def load_model(bundle: Bundle, allow_pickle: bool = False) -> nn.Module:
+
+def load_model(bundle: Bundle, allow_pickle: bool = False, engine: str = "") -> Model:
     """Build the model of a bundle, load its weights and run it once.
 
     Args:
         bundle: as read from disk.
         allow_pickle: whether a release of torch whose `weights_only` can be bypassed may load a `weights.pt`.
+        engine: what is to run it; empty: what the bundle says.
 
     Returns:
-        A model in evaluation mode that takes float32 pixels of shape (1, 3, input_size, input_size), values 0..255,
+        A model that takes float32 pixels of shape (1, 3, input_size, input_size), values 0..255,
         fastest with the channels last in memory, and returns logits of shape (1, classes).
 
     Raises:
         BundleError: the architecture is unknown, the weights do not fit it or are not safe to load, or the model gives
-            no logits.
+            no logits; or the engine is not installed.
+    """
+    grey = _grey(bundle)
+    if (engine or bundle.manifest.engine) == ONNX_RUNTIME:
+        exported = _load_onnx(bundle)
+        _check_logits(exported, grey, bundle)
+        return exported
+    model: Model = build_model(bundle, allow_pickle)
+    _check_logits(model, grey, bundle)
+    # TorchScript is served as it is: freezing it would change the last digits of its logits; its author can freeze it.
+    if bundle.manifest.architecture in (FRUIT_CLASSIFIER, TORCHSCRIPT):
+        return model
+    compiled: Model = compile_for(grey, model)
+    _check_logits(compiled, grey, bundle)
+    return compiled
+
+
+def build_model(bundle: Bundle, allow_pickle: bool = False) -> nn.Module:
+    """Build the model of a bundle and load its weights, in evaluation mode; it takes what `load_model`'s takes.
+
+    Raises:
+        BundleError: the architecture is unknown, or the weights do not fit it or are not safe to load.
     """
     manifest = bundle.manifest
     network = _load_torchscript(bundle) if manifest.architecture == TORCHSCRIPT else _load_network(bundle, allow_pickle)
@@ -57,19 +92,41 @@ def load_model(bundle: Bundle, allow_pickle: bool = False) -> nn.Module:
     else:
         model = Normalised(network, manifest.mean, manifest.std)
     # The bytes of a PIL image have this order already, and convolutions are faster with it.
-    model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    size = manifest.input_size
-    grey = torch.full((1, 3, size, size), 128.0).contiguous(memory_format=torch.channels_last)
-    _check_logits(model, grey, bundle)
-    # TorchScript is served as it is: freezing it would change the last digits of its logits; its author can freeze it.
-    if isinstance(network, FruitClassifier) or manifest.architecture == TORCHSCRIPT:
-        return model
-    compiled = compile_for(grey, model)
-    _check_logits(compiled, grey, bundle)
-    return compiled
+    return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def _check_logits(model: nn.Module, grey: Tensor, bundle: Bundle) -> None:
+def export_model(bundle: Bundle, allow_pickle: bool = False) -> bytes:
+    """Return the model of a bundle as an ONNX file.
+
+    Raises:
+        BundleError: what `build_model` raises.
+        OnnxError: it cannot be exported.
+    """
+    model = build_model(bundle, allow_pickle).to(memory_format=torch.contiguous_format)
+    return export(model, _grey(bundle).contiguous())
+
+
+def _load_onnx(bundle: Bundle) -> OnnxNetwork:
+    if bundle.onnx is None:
+        raise BundleError(
+            f"{bundle.path} has no {ONNX} for the engine {ONNX_RUNTIME}: make the bundle again with "
+            f"`model-server bundle create --engine {ONNX_RUNTIME}`, or let {PREFIX}ENGINE be empty."
+        )
+    try:
+        return OnnxNetwork(bundle.onnx)
+    except OnnxError as error:
+        raise BundleError(
+            f"{bundle.path / ONNX} cannot be served: {error}; install the extra onnxruntime of model-server, or set "
+            f"{PREFIX}ENGINE=torch (the role's model_server_engine) to go without it."
+        ) from error
+
+
+def _grey(bundle: Bundle) -> Tensor:
+    size = bundle.manifest.input_size
+    return torch.full((1, 3, size, size), 128.0).contiguous(memory_format=torch.channels_last)
+
+
+def _check_logits(model: Model, grey: Tensor, bundle: Bundle) -> None:
     """Run a model twice and check its logits; TorchScript needs these runs to optimise itself."""
     manifest = bundle.manifest
     size, classes, weights = manifest.input_size, len(manifest.classes), bundle.weights_path

@@ -10,6 +10,7 @@ Output = TypeVar("Output")
 
 PRIOR = 10  # predictions that the first one counts for: a new worker's first ones are slow
 SMOOTHING = 0.02  # weight of the newest prediction in the mean
+FAILURES = (Exception, asyncio.CancelledError)  # of a prediction; what else is raised ends the process
 
 
 class _Prediction(NamedTuple):
@@ -79,13 +80,15 @@ class Batches(Generic[Input, Output]):
         return result
 
     def _take_turn(self) -> None:
-        if len(self._prepared) >= self._size:  # a turn of its own: others wait for the event loop meanwhile
-            self._run_prepared()
-        else:
-            self._prepare_next()
-        self._on_turn(self.depth, self.wait_estimate)
-        if self._waiting:
-            asyncio.get_running_loop().call_soon(self._take_turn)
+        try:
+            if len(self._prepared) >= self._size:  # a turn of its own: others wait for the event loop meanwhile
+                self._run_prepared()
+            else:
+                self._prepare_next()
+            self._on_turn(self.depth, self.wait_estimate)
+        finally:  # only turns call for turns: without the next one, nobody would be answered any more
+            if self._waiting:
+                asyncio.get_running_loop().call_soon(self._take_turn)
 
     def _prepare_next(self) -> None:
         now = time.perf_counter()
@@ -104,7 +107,7 @@ class Batches(Generic[Input, Output]):
     def _prepare(self, prediction: _Prediction) -> None:
         try:
             prepared = prediction.prepare()
-        except Exception as error:
+        except FAILURES as error:
             _fail(prediction, error)
             return
         if not isinstance(prepared, asyncio.Future):
@@ -136,10 +139,10 @@ class Batches(Generic[Input, Output]):
         if not batch:
             return
         try:
-            outputs = self._predict([prepared for _, prepared in batch])
+            outputs = list(self._predict([prepared for _, prepared in batch]))
             if len(outputs) != len(batch):
                 raise RuntimeError(f"The model gave {len(outputs)} answers to {len(batch)} inputs.")
-        except Exception as error:
+        except FAILURES as error:
             if len(batch) == 1:
                 _fail(batch[0][0], error)
                 return
@@ -162,7 +165,7 @@ def _lap(prediction: _Prediction, stage: str) -> bool:
         return False
     try:
         prediction.lap(stage)
-    except Exception as error:
+    except FAILURES as error:
         _fail(prediction, error)
         return False
     return True

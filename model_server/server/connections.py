@@ -64,6 +64,10 @@ class ConnectionCounts:
         """Stop counting the worker of this slot: no connection is left to it any more."""
         self.set(slot, ABSENT)
 
+    def workers(self) -> int:
+        """Return how many workers are counted: those that accept connections."""
+        return sum(count != ABSENT for count in self._counts)
+
     def fair(self, waiting: int = 0) -> int:
         """Return the even share: all connections and `waiting` more, divided by the number of workers, rounded up."""
         counts = [count for count in self._counts if count != ABSENT]

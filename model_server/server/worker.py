@@ -19,8 +19,8 @@ from model_server.server.connections import Connection, ConnectionCounts, Listen
 from model_server.server.handover import ServingMaster
 from model_server.settings import Settings
 
-DRAIN = 5.0  # seconds that idle connections get for one more request, while a successor takes the new ones
-RESTART_DRAIN = 1.0  # the same without a successor: the new ones wait in the socket's backlog, so this is shorter
+DRAIN = 5.0  # seconds that idle connections get for one more request, while other workers take the new ones
+RESTART_DRAIN = 1.0  # the same where there are none: the new ones wait in the socket's backlog, so this is shorter
 ORPHANED = 60.0  # seconds that a worker continues after its master died, if no other takes over
 HEARTBEAT = 1.0  # seconds between two heartbeats for gunicorn
 
@@ -32,7 +32,8 @@ class Server(BaseServer):
 
     When gunicorn's master dies, it continues until the workers of the next master serve, `ORPHANED` seconds at the
     most. While a successor loads, every answer says `Connection: close`, so that few connections are left when the
-    successor serves; those get `DRAIN` seconds for one more request, or `RESTART_DRAIN` where the service is restarted.
+    successor serves. Whenever it stops, those that are left get `DRAIN` seconds for one more request, or
+    `RESTART_DRAIN` where all workers stop: the service is restarted.
     """
 
     def __init__(self, config: uvicorn.Config, worker: "Worker") -> None:
@@ -42,6 +43,7 @@ class Server(BaseServer):
         self._listeners: List[Listener] = []
         self._orphaned: Optional[float] = None
         self._heartbeat = 0.0
+        self._last_heartbeats: Optional[asyncio.Task[None]] = None
 
     def listen(self, sock: socket.socket) -> Listener:
         worker = self._worker
@@ -98,13 +100,24 @@ class Server(BaseServer):
     async def drain(self) -> None:
         # No heartbeat renews this alarm any more.
         signal.alarm(int(DRAIN) + (self.config.timeout_graceful_shutdown or 0) + 10)
+        self._last_heartbeats = asyncio.get_running_loop().create_task(self._send_last_heartbeats())
         for listener in self._listeners:
             listener.close()
-        has_successor = self._worker.serving_master.get() not in {None, self._worker.ppid}
         self._set_draining(True)
-        deadline = time.monotonic() + (DRAIN if has_successor else RESTART_DRAIN)
-        while self.connections() and time.monotonic() < deadline:
+        begun = time.monotonic()
+        # Looked at again and again: others that are told to stop, or have just been started, take a moment.
+        while self.connections() and time.monotonic() < begun + (DRAIN if self._others_accept() else RESTART_DRAIN):
             await asyncio.sleep(0.05)
+
+    def _others_accept(self) -> bool:
+        has_successor = self._worker.serving_master.get() not in {None, self._worker.ppid}
+        return has_successor or self._worker.counts.workers() > 0
+
+    async def _send_last_heartbeats(self) -> None:
+        """Keep a master that goes on from taking this worker, which finishes its requests, for one that hangs."""
+        while True:
+            self._worker.notify()
+            await asyncio.sleep(HEARTBEAT)
 
 
 class Worker(BaseWorker):

@@ -68,6 +68,7 @@ WRONG: Dict[str, Dict[str, Any]] = {
         ),
         "key_without_secret": ({"model_server_api_keys": [{"name": "shop"}]}, "a key without a usable secret;"),
         "short_feedback_key": ({"model_server_feedback_keys": ["short"]}, "has a key of less than 32 characters"),
+        "unknown_engine": ({"model_server_engine": "tensorrt"}, "is 'tensorrt'; set it to torch or onnxruntime,"),
         "unknown_decoding": ({"model_server_decoding": "slow"}, "is 'slow'; set it to exact or fast."),
         "missing_bundle": (
             {"model_server_bundle": "/no/such/bundle"},
@@ -130,6 +131,15 @@ WRONG: Dict[str, Dict[str, Any]] = {
         ),
         "no_systemd": ({"os": {"service_mgr": "openrc"}}, "the model server needs systemd."),
         "distro_torch_on_focal": ({"model_server_torch_source": "distro"}, "set model_server_torch_source to pip."),
+        "onnxruntime_beside_distro_torch": (
+            {
+                "model_server_bundle": "{{ bundles }}/exported",
+                "model_server_torch_source": "distro",
+                "model_server_python": "/usr/bin/python3",
+                "os": {"distribution": "Debian", "distribution_version": "12"},
+            },
+            "whose engine is onnxruntime, and its numpy does not work with the distribution's torch;",
+        ),
         "distro_torch_elsewhere": (
             {"model_server_torch_source": "distro", "model_server_python": sys.executable},
             "set model_server_python to /usr/bin/python3",
@@ -372,6 +382,7 @@ RIGHT: Dict[str, Dict[str, Any]] = {
         "address": {"model_server_listen_address": "[::]", "model_server_port": "65535"},
         "bundle": {"model_server_bundle": "{{ bundles }}/right"},
         "archive": {"model_server_bundle": "{{ bundles }}/right.tar.gz", "model_server_decoding": "fast"},
+        "engine": {"model_server_bundle": "{{ bundles }}/exported", "model_server_engine": "torch"},
         "torchvision": {"model_server_torchvision": True, "model_server_torch_version": "2.4.1"},
         "bundle_of_what_goes": {"model_server_state": "absent", "model_server_bundle": "/no/such/bundle"},
         "own_images": {"model_server_reference_images": str(REPOSITORY / "load_test" / "images")},
@@ -455,6 +466,7 @@ def write_bundles(directory: Path) -> None:
     """Write `right`, which has a name and a version, the same as an archive, and wrong ones."""
     manifests = {
         "right": "version: '1.0'\nname: >\n  right\n",
+        "exported": "version: '1.0'\nname: right\nengine: onnxruntime\n",
         "path": "name: ../path\nversion: '1'\n",
         "broken": "name: broken\nversion: '1\n",
         "list": "- name: list\n- version: '1'\n",

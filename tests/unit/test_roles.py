@@ -2,9 +2,10 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict, List
 
 import jinja2
+import jinja2.nativetypes
 import pytest
 import yaml
 
@@ -183,6 +184,29 @@ def test_torch_of_each_interpreter_has_a_checksum(python: str) -> None:
     digest = variables["__model_server_index_hashes"][f"{python} x86_64"][f"torch-{version}"]
 
     assert re.fullmatch("[0-9a-f]{64}", digest)
+
+
+@pytest.mark.parametrize(
+    ("given", "manifest", "locks"),
+    [
+        (True, {"engine": "onnxruntime"}, ["requirements.txt", "requirements-onnxruntime.txt"]),
+        (True, {"engine": "torch"}, ["requirements.txt"]),
+        (True, {}, ["requirements.txt"]),
+        (False, {}, ["requirements.txt"]),
+    ],
+    ids=["onnxruntime", "torch", "earlier", "none"],
+)
+def test_onnx_runtime_is_installed_for_bundles_that_need_it(
+    given: bool, manifest: Dict[str, str], locks: List[str]
+) -> None:
+    (role,) = (role for role in ROLES if role.name == "model_server")
+    variables = load(role / "vars/main.yml")
+    environment = jinja2.nativetypes.NativeEnvironment()
+    known = {"__model_server_given": given, "__model_server_named": manifest, "model_server_torchvision": False}
+    needed = environment.from_string(variables["__model_server_onnxruntime"]).render(known)
+    wanted = environment.from_string(variables["__model_server_locks"]).render(known, __model_server_onnxruntime=needed)
+    assert wanted == locks
+    assert all((role / "files" / lock).exists() for lock in wanted)
 
 
 @pytest.mark.parametrize(("torch", "torchvision"), [("2.4.1", "0.19.1"), ("2.8.0", "0.23.0"), ("2.13.0", "0.28.0")])

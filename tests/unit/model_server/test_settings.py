@@ -37,6 +37,7 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("MODEL_SERVER_MAX_IMAGE_PIXELS", "1.5"),
         ("MODEL_SERVER_TIMEOUT", ""),
         ("MODEL_SERVER_DECODING", "quick"),
+        ("MODEL_SERVER_ENGINE", "tensorrt"),
     ],
 )
 def test_a_bad_value_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
@@ -59,7 +60,7 @@ def test_an_unknown_variable_gets_a_suggestion(monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_unlike_variable_gets_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL_SERVER_QQQ", "2")
-    names = r"known are MODEL_SERVER_ALLOW_PICKLE, MODEL_SERVER_BUNDLE, .*MODEL_SERVER_DECODING, .*\.$"
+    names = r"known are MODEL_SERVER_ALLOW_PICKLE, MODEL_SERVER_ENGINE, .*MODEL_SERVER_DECODING, .*\.$"
     with pytest.raises(SettingsError, match=names):
         read_settings()
 

@@ -14,7 +14,7 @@ import yaml
 
 from model_server.commands.cli import main
 from model_server.commands.drawings import draw_fruit
-from model_server.model.bundle import read_bundle, write_bundle
+from model_server.model.bundle import Findings, read_bundle, write_bundle
 from model_server.model.reference import build
 from tests.unit.model_server.bundle_fields import SMALL
 
@@ -38,7 +38,7 @@ def weights() -> bytes:
 @pytest.fixture
 def bundle(weights: bytes, tmp_path: Path) -> Path:
     observed = [(0.1 * index, 0.2, 0.3, 0.04, 0.9, "lemon") for index in range(10)]
-    write_bundle(tmp_path / "bundle", weights, SMALL, build(observed, CLASSES))
+    write_bundle(tmp_path / "bundle", weights, SMALL, Findings(build(observed, CLASSES)))
     return tmp_path / "bundle"
 
 

@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model_server.metrics.exposition import Page
 from model_server.metrics.slots import CHECK
+from model_server.metrics.values import Key
 
 AWKWARD = ["plain", 'quo"ted', "back\\slash", "new\nline", "50 %", "%d %r", "лимон 🍋", "", "a,b=c", "\\n"]
 
@@ -137,6 +138,22 @@ def test_new_series_appear(workers: Workers) -> None:
         if index % 500 == 0:
             assert_same(page, workers.directory)
     assert_same(page, workers.directory)
+
+
+def test_series_that_are_not_wanted_are_left_out(workers: Workers) -> None:
+    def is_wanted(key: Key) -> bool:
+        return key.family != "size" and ("one", "plain") not in key.labels
+
+    page, metrics = Page(workers.directory, is_wanted), make_metrics()
+    for slot in "01":
+        workers.slot = slot
+        count(metrics, 2)
+        shown, everything = parse(page.render()), reference(workers.directory)
+        assert everything.keys() - shown.keys() == {"size"}
+        labelled = everything["labelled"][2]
+        assert shown["labelled"][2] == {key: value for key, value in labelled.items() if ("one", "plain") not in key[1]}
+        assert len(shown["labelled"][2]) < len(labelled)
+        assert shown["seconds"] == everything["seconds"]
 
 
 def test_the_gauges_of_a_lost_worker_go(workers: Workers) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from model_server.model.bundle import BundleError, Manifest, read_bundle, write_bundle
+from model_server.model.bundle import BundleError, Findings, Manifest, read_bundle, write_bundle
 from model_server.model.reference import build
 from tests.unit.model_server.bundle_fields import FIELDS
 
@@ -32,6 +32,42 @@ def test_what_is_written_is_read(bundle: Path) -> None:
     assert read.manifest.classes == ("apple", "grapes", "lemon")
     assert read.manifest.weights_sha256 == hashlib.sha256(WEIGHTS).hexdigest()
     assert (bundle.stat().st_mode & 0o777, (bundle / "model.yaml").stat().st_mode & 0o444) == (0o755, 0o444)
+
+
+def test_bundles_of_earlier_releases_mean_what_they_meant(bundle: Path) -> None:
+    assert yaml.safe_load((bundle / "model.yaml").read_text()).keys() == {*FIELDS, "weights_sha256"}
+    read = read_bundle(bundle)
+    assert (read.manifest.engine, read.manifest.batch_size, read.onnx) == ("torch", None, None)
+
+
+def test_the_exported_model_is_one_of_the_files(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    write_bundle(path, WEIGHTS, {**FIELDS, "engine": "onnxruntime", "batch_size": 4}, onnx=b"exported")
+    read = read_bundle(path)
+    assert (read.manifest.engine, read.manifest.batch_size, read.onnx) == ("onnxruntime", 4, b"exported")
+
+    (path / "model.onnx").write_bytes(b"other")
+    with pytest.raises(BundleError, match=r"model.onnx has SHA-256 \w+, but model.yaml expects \w+\.$"):
+        read_bundle(path)
+    (path / "model.onnx").unlink()
+    with pytest.raises(BundleError, match=r"model.onnx cannot be read: No such file or directory\.$"):
+        read_bundle(path)
+    edit(path, onnx_sha256=None)
+    with pytest.raises(BundleError, match=r"model.yaml: engine onnxruntime needs model.onnx and its onnx_sha256\.$"):
+        read_bundle(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "fault"),
+    [
+        ("engine", "tensorrt", r"engine is 'tensorrt': input should be 'torch' or 'onnxruntime'\.$"),
+        ("batch_size", 5, r"batch_size is 5: input should be less than or equal to 4\.$"),
+    ],
+)
+def test_what_runs_the_model_is_checked(bundle: Path, field: str, value: Any, fault: str) -> None:
+    edit(bundle, **{field: value})
+    with pytest.raises(BundleError, match=fault):
+        read_bundle(bundle)
 
 
 def test_an_existing_bundle_is_kept(bundle: Path) -> None:
@@ -138,7 +174,7 @@ def test_a_bad_field_is_named(bundle: Path, field: str, value: object) -> None:
     ("text", "message"),
     [
         ("input-size: 224", r"has the unknown field input-size; did you mean input_size\?$"),
-        ("colour: red", r"has the unknown field colour; known are name, version, .*, weights_sha256\.$"),
+        ("colour: red", r"has the unknown field colour; known are name, version, .*, onnx_sha256\.$"),
         ("version: 1.0", r"version is 1\.0: input should be a valid string; put it in quotes\.$"),
         ("version: 2026-11-22", r"version is datetime.*: input should be a valid string; put it in quotes\.$"),
         ("classes: [yes, maybe]", r"classes\.0 is True: input should be a valid string; put it in quotes\.$"),
@@ -188,7 +224,7 @@ def test_the_page_has_every_field_and_an_example_that_is_valid() -> None:
 def test_a_bundle_is_written_with_its_reference(tmp_path: Path) -> None:
     observed = [(0.1 * index, 0.2, 0.3, 0.04, 0.9, "lemon") for index in range(10)]
     reference = build(observed, FIELDS["classes"])
-    write_bundle(tmp_path / "bundle", WEIGHTS, FIELDS, reference)
+    write_bundle(tmp_path / "bundle", WEIGHTS, FIELDS, Findings(reference))
     assert read_bundle(tmp_path / "bundle").reference == reference
     assert (tmp_path / "bundle" / "reference.json").stat().st_mode & 0o444 == 0o444
 

@@ -71,6 +71,16 @@ def test_a_batch_says_of_each_image_what_it_says_alone(tmp_path: Path) -> None:
         assert together.confidence == pytest.approx(alone.confidence, abs=1e-5)
 
 
+def test_batches_are_as_large_as_the_bundle_says_of_its_engine(tmp_path: Path) -> None:
+    from model_server.model.classifier import Classifier
+    from model_server.model.loading import to_safetensors
+
+    assert load(make_bundle(tmp_path / "small", published_weights(), batch_size=2)).batch_size == 2
+    fields = {**FIELDS, "engine": "onnxruntime", "batch_size": 1}
+    write_bundle(tmp_path / "other", to_safetensors(published_weights()), fields, onnx=b"exported")
+    assert Classifier(read_bundle(tmp_path / "other"), engine="torch").batch_size == 4
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (1, 65_000), (200_000, 1)])
 def test_lines_of_pixels_are_classified(tmp_path: Path, size: Any) -> None:
     classifier = load(make_bundle(tmp_path / "bundle", published_weights()))

@@ -23,7 +23,7 @@ class Lemon:
         name="lemon",
         version="1.0",
         architecture="none",
-        classes=("apple", "grapes", "lemon"),
+        classes=tuple(os.environ.get("LEMON_CLASSES", "apple grapes lemon").split()),
         input_size=16,
         mean=(0, 0, 0),
         std=(1, 1, 1),

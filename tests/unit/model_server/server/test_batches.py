@@ -191,3 +191,64 @@ def test_the_wait_is_estimated_from_what_predictions_take() -> None:
     assert 0.4 < asyncio.run(run()) < 2.5
     assert turns[-1] == (0, 0)
     assert max(depth for depth, _ in turns) > 20
+
+
+def test_an_error_of_who_watches_the_queue_does_not_stop_it() -> None:
+    watched: List[int] = []
+    reported: List[BaseException] = []
+
+    def watch(depth: int, seconds: float) -> None:
+        watched.append(depth)
+        raise OSError("no disk")
+
+    async def run() -> List[Any]:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["exception"]))
+        batches = Batches(Model(), 4, watch)
+        predictions = [batches.predict(prepare(name), no_lap) for name in "abc"]
+        return list(await asyncio.wait_for(asyncio.gather(*predictions), 5))
+
+    assert asyncio.run(run()) == [("a", "A"), ("b", "B"), ("c", "C")]
+    assert watched == [3, 3, 0], "the last turn has been seen, too"
+    assert [str(error) for error in reported] == ["no disk"] * 3
+
+
+@pytest.mark.parametrize("stage", ["prepare", "queue", "predict", "forward"])
+def test_what_is_cancelled_within_a_prediction_ends_that_one_alone(stage: str) -> None:
+    def cancel(where: str) -> None:
+        if where == stage:
+            raise asyncio.CancelledError
+
+    def prepare_b() -> str:
+        cancel("prepare")
+        return "b"
+
+    def predict(batch: List[str]) -> List[str]:
+        if "b" in batch:
+            cancel("predict")
+        return [each.upper() for each in batch]
+
+    async def run() -> List[Any]:
+        batches = Batches(predict, 4)
+        predictions = [
+            batches.predict(prepare("a"), no_lap),
+            batches.predict(prepare_b, cancel),
+            batches.predict(prepare("c"), no_lap),
+        ]
+        return list(await asyncio.wait_for(asyncio.gather(*predictions, return_exceptions=True), 5))
+
+    first, cancelled, last = asyncio.run(run())
+    assert (first, last) == (("a", "A"), ("c", "C"))
+    assert isinstance(cancelled, asyncio.CancelledError)
+
+
+def test_what_ends_the_process_is_not_taken_for_an_error_of_a_prediction() -> None:
+    """gunicorn's SIGABRT raises SystemExit wherever the worker hangs."""
+
+    def leave(batch: List[str]) -> List[str]:
+        raise SystemExit(1)
+
+    async def run() -> None:
+        await Batches(leave, 4).predict(prepare("a"), no_lap)
+
+    with pytest.raises(SystemExit):
+        asyncio.run(run())

@@ -29,11 +29,11 @@ def test_counts_are_of_living_workers() -> None:
     assert counts.fair(waiting=2) == 2
     counts.set(0, 4)
     counts.set(2, 1)
-    assert counts.fair() == 3
+    assert (counts.fair(), counts.workers()) == (3, 2)
     assert counts.fair(waiting=1) == 3
     assert counts.fair(waiting=2) == 4
     counts.remove(2)
-    assert counts.fair() == 4
+    assert (counts.fair(), counts.workers()) == (4, 1)
     counts.set(4, 0)
     assert counts.fair() == 4, "a worker beyond the slots is not waited for"
 

@@ -96,6 +96,24 @@ def test_a_handover_loses_no_request(server: Server, encode: Encode) -> None:
     assert not (server.runtime_dir / SUCCESSOR).is_symlink()
 
 
+def test_classes_of_a_former_bundle_leave_the_metrics(server: Server, encode: Encode) -> None:
+    def classes() -> Dict[str, float]:
+        page = server.samples().items()
+        return {name.split("'")[3]: value for name, value in page if name.startswith("predictions_total")}
+
+    assert server.predict(encode((40, 30)))
+    assert classes() == {"apple": 0, "grapes": 0, "lemon": 1}
+    for names in ("lime lemon", "grapes lemon"):
+        done = hand_over(server, LEMON_CLASSES=names)
+        assert (done.returncode, done.stderr) == (0, "")
+        wait_for(partial(gone, server.master), 10)
+        server.master = serving(server)
+        assert classes() == {names.split()[0]: 0, "lemon": 1}, "and what goes on is not forgotten"
+        samples = server.samples()
+        assert not any("apple" in name for name in samples)
+        assert any(name.startswith("fastapi_requests_total") and "/predict" in name for name in samples)
+
+
 @pytest.mark.parametrize(
     ("changes", "where", "sentence"),
     [

@@ -4,7 +4,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
-from typing import Callable
+from typing import Callable, Optional
 
 import pytest
 
@@ -37,6 +37,34 @@ def test_a_kept_connection_gets_one_more_request_when_the_service_is_restarted(s
     time.sleep(0.5)
     assert connection_header(kept) == "close"
     kept.close()
+
+
+@pytest.mark.parametrize(
+    ("server", "how"),
+    [
+        ({}, signal.SIGHUP),
+        ({"MODEL_SERVER_TIMEOUT": "3"}, signal.SIGTTOU),
+        ({"GUNICORN_CMD_ARGS": "--max-requests 60"}, None),
+    ],
+    ids=["SIGHUP", "SIGTTOU", "max-requests"],
+    indirect=["server"],
+)
+def test_connections_of_a_worker_that_stops_get_one_more_request_while_others_serve(
+    server: Server, how: Optional[signal.Signals]
+) -> None:
+    kept = [http.client.HTTPConnection(server.url[7:], timeout=10) for _ in range(6)]
+    for connection in kept:
+        assert connection_header(connection) is None
+    if how is None:
+        wait_for(lambda: connection_header(kept[0]) == "close", what="the last request of a worker")
+        kept.pop(0).close()
+    else:
+        server.process.send_signal(how)
+    time.sleep(4)  # longer than a restart drains, and than a heartbeat may take
+    assert "close" in [connection_header(connection) for connection in kept]
+    assert "WORKER TIMEOUT" not in server.log.read_text()
+    for connection in kept:
+        connection.close()
 
 
 @pytest.mark.parametrize("server", [{"LEMON_SLEEPS": "0.3", "MODEL_SERVER_TIMEOUT": "4"}], indirect=True)

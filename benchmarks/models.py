@@ -1,0 +1,113 @@
+"""Users' own models: networks of torchvision beside the lab's app with the same network: `script/bench models`.
+
+`python -m benchmarks.models NAME DIRECTORY` writes the bundle of a network with random weights, and prints how its
+logits differ from torchvision's, as JSON.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from statistics import geometric_mean, median
+from typing import Any, Dict, List
+
+from benchmarks.load import Connection, multipart, predict
+from benchmarks.servers import REPOSITORY, TORCHVISION, System, lab, ours, running
+
+NETWORKS = ("resnet18", "mobilenet_v3_small", "efficientnet_b0", "vit_b_16")
+CLASSES = ("apple", "grapes", "lemon")
+SIZE = 224
+BAR = 0.52  # geometric mean of the CPU times of a request, to the lab's
+TOLERANCE = 1e-4  # of a logit, to the largest
+WARM_UP = 3  # seconds
+CONNECTIONS = 16
+
+
+def measure(image: Path, rounds: int, seconds: int) -> bool:
+    """Print the CPU time of a request with each network to the lab's, and return whether their mean meets the bar."""
+    ratios: List[float] = []
+    equal = True
+    for name in NETWORKS:
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            bundle = Path(folder) / "bundle"
+            made = _make(name, bundle)
+            own = ours(name, bundle, max_queue_seconds="100")
+            own = replace(own, environment={**own.environment, "PYTHONPATH": str(TORCHVISION)})
+            systems = {"lab": lab(bundle, name), "ours": own}
+            cpu: Dict[str, List[float]] = {key: [] for key in systems}
+            memory: Dict[str, List[float]] = {key: [] for key in systems}
+            answers = set()
+            for _ in range(rounds):
+                for key, system in systems.items():
+                    answers.add(_load(system, image.read_bytes(), seconds, cpu[key], memory[key]))
+        is_equal = made["difference"] <= TOLERANCE and len(answers) == 1
+        equal = equal and is_equal
+        ratios.append(median(cpu["ours"]) / median(cpu["lab"]))
+        print(
+            f"{name:<20} {1e3 * median(cpu['ours']):6.1f} ms CPU per request, lab {1e3 * median(cpu['lab']):6.1f}: "
+            f"{ratios[-1]:.3f}; {made['engine']}, batches of {made['batch_size']}; "
+            f"{median(memory['ours']) / 1e6:.0f} MB, lab {median(memory['lab']) / 1e6:.0f}; "
+            f"logits differ by {made['difference']:.1e}, {'as they may' if is_equal else 'TOO MUCH'}",
+            flush=True,
+        )
+    mean = geometric_mean(ratios)
+    print(f"geometric mean {mean:.3f}, at most {BAR}: {'met' if mean <= BAR else 'MISSED'}")
+    return equal and mean <= BAR
+
+
+def _make(name: str, bundle: Path) -> Dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.models", name, str(bundle)]
+    environment = {**os.environ, "PYTHONPATH": str(TORCHVISION)}
+    printed = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, check=True).stdout
+    found: Dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return found
+
+
+def _load(system: System, image: bytes, seconds: int, cpu: List[float], memory: List[float]) -> str:
+    with running(system, image) as server:
+        predict(server.url, image, CONNECTIONS, WARM_UP)
+        before = server.cpu_seconds()
+        requests = predict(server.url, image, CONNECTIONS, seconds).requests
+        cpu.append((server.cpu_seconds() - before) / requests)
+        memory.append(server.pss_bytes())
+        likely_class: str = json.loads(Connection(server.url).predict(multipart(image)))["likely_class"]
+    return likely_class
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")  # torchvision's decoders lack their libraries
+    import torch  # noqa: PLC0415
+    from torchvision.models import get_model  # noqa: PLC0415
+
+    from model_server.commands.cli import main as model_server  # noqa: PLC0415
+    from model_server.model.bundle import read_bundle  # noqa: PLC0415
+    from model_server.model.classifier import Classifier  # noqa: PLC0415
+    from model_server.model.loading import to_safetensors  # noqa: PLC0415
+
+    name, bundle = sys.argv[1], Path(sys.argv[2])
+    torch.manual_seed(0)
+    network = get_model(name, weights=None, num_classes=len(CLASSES)).eval()
+    for parameter in network.parameters():
+        if not parameter.any():  # the last layer of a vision transformer: all logits would be 0
+            torch.nn.init.normal_(parameter, std=0.02)
+    weights = bundle.with_name("trained.safetensors")
+    weights.write_bytes(to_safetensors(network.state_dict()))
+    arguments = ["bundle", "create", str(bundle), "--weights", str(weights), "--name", name, "--version", "1.0"]
+    model_server([*arguments, "--architecture", name, "--input-size", str(SIZE), "--classes", *CLASSES])
+
+    classifier = Classifier(read_bundle(bundle))
+    pixels = torch.randint(0, 256, (1, 3, SIZE, SIZE)).float()
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (classifier.manifest.mean, classifier.manifest.std))
+    with torch.no_grad():
+        expected = network((pixels / 255 - mean) / std)[0]
+    difference = float((classifier.logits(pixels) - expected).abs().max() / expected.abs().max())
+    found = {"difference": difference, "engine": classifier.engine, "batch_size": classifier.batch_size}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""script/test runs these beside torchvision's: they create bundles of its networks."""
+
+import importlib.util
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any, List
+
+import pytest
+import yaml
+
+from model_server.commands import engines
+from model_server.commands.cli import main
+from model_server.model.bundle import read_bundle
+
+for needed in ("torch", "torchvision"):
+    if importlib.util.find_spec(needed) is None:
+        pytest.skip(f"{needed} is not installed", allow_module_level=True)
+
+import torch  # noqa: E402
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # its decoders may lack their libraries
+    from torchvision.models import get_model
+
+from model_server.model.classifier import Classifier  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path: Path = tmp_path_factory.mktemp("weights") / "trained.pt"
+    torch.save(get_model("squeezenet1_1", weights=None, num_classes=3).state_dict(), path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_SERVER_ALLOW_PICKLE", "true")  # torch may be older than 2.6
+
+
+def create(weights: Path, directory: Path, *options: str, architecture: str = "squeezenet1_1") -> Any:
+    arguments = ["bundle", "create", str(directory), "--weights", str(weights), "--name", "fruits", "--version", "1.0"]
+    main([*arguments, "--architecture", architecture, "--input-size", "64", "--classes", *"abc", *options])
+    return yaml.safe_load((directory / "model.yaml").read_text())
+
+
+def refused(*arguments: Any, **options: Any) -> str:
+    with pytest.raises(SystemExit) as caught:
+        create(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def logits(directory: Path, engine: str = "") -> Any:
+    classifier = Classifier(read_bundle(directory), True, engine)
+    torch.manual_seed(1)
+    return classifier.logits(torch.randint(0, 256, (1, 3, 64, 64)).float())
+
+
+def with_engine() -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.parametrize(("times", "size"), [({1: 1.0, 4: 0.85}, 4), ({1: 1.0, 4: 0.95}, 1)], ids=["gain", "none"])
+def test_batches_are_chosen_where_they_are_a_tenth_faster(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: Any, size: int
+) -> None:
+    now, batches = [0.0], Classifier.logits_of_batch
+
+    def spend(self: Classifier, images: List[Any]) -> Any:
+        now[0] += times.get(len(images), 0) * len(images)
+        return batches(self, images)
+
+    monkeypatch.setattr(Classifier, "logits_of_batch", spend)
+    monkeypatch.setattr(time, "process_time", lambda: now[0])
+    written = create(weights, tmp_path / "bundle", "--engine", "torch")
+    assert (written["engine"], written["batch_size"]) == ("torch", size)
+    assert Classifier(read_bundle(tmp_path / "bundle")).batch_size == size
+    assert not (tmp_path / "bundle" / "model.onnx").exists()
+
+
+def test_batches_that_give_other_logits_are_not_chosen(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = Classifier.logits_of_batch
+    monkeypatch.setattr(
+        Classifier, "logits_of_batch", lambda self, images: batches(self, images) * (1 if len(images) < 3 else 1.001)
+    )
+    monkeypatch.setattr(engines, "WORTH_IT", 1000)
+    assert create(weights, tmp_path / "bundle", "--engine", "torch")["batch_size"] == 1
+
+
+def test_a_bundle_for_onnx_runtime_gives_the_same_logits(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_engine()
+    bundle = tmp_path / "bundle"
+    assert create(weights, bundle, "--engine", "onnxruntime")["engine"] == "onnxruntime"
+    assert "engine:       onnxruntime" in capsys.readouterr().out
+    torch.testing.assert_close(logits(bundle), logits(bundle, "torch"), rtol=1e-4, atol=1e-5)
+
+    main(["bundle", "pack", str(bundle), str(tmp_path / "bundle.tar.gz")])
+    said = capsys.readouterr().out
+    assert "holds model.onnx, model.yaml, weights.safetensors" in said
+    assert "model_server_torchvision" not in said
+    monkeypatch.setenv("MODEL_SERVER_ENGINE", "torch")
+    main(["bundle", "check", str(bundle)])
+    assert "engine:       torch\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("gain", "chosen"), [(0.5, "onnxruntime"), (0.95, "torch")])
+def test_the_faster_engine_is_the_default(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float, chosen: str
+) -> None:
+    with_engine()
+    figures = {"torch": engines._Figures(1.0, 0.9, 1), "onnxruntime": engines._Figures(gain, gain, 1)}
+    monkeypatch.setattr(engines, "_measure", lambda classifier, *_: figures[classifier.engine])
+    assert create(weights, tmp_path / "bundle")["engine"] == chosen
+    assert (tmp_path / "bundle" / "model.onnx").exists() == (chosen == "onnxruntime")
+
+
+def test_an_engine_that_gives_other_logits_is_not_chosen(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_engine()
+    monkeypatch.setattr(engines, "WORTH_IT", 1000)
+    monkeypatch.setattr(engines, "TOLERANCE", -1.0)  # what no engine can meet
+    assert create(weights, tmp_path / "bundle")["engine"] == "torch"
+    said = capsys.readouterr().out
+    assert "not chosen:   onnxruntime: The engine onnxruntime gives other logits than torch: they differ by " in said
+    sentence = refused(weights, tmp_path / "other", "--engine", "onnxruntime")
+    assert sentence.startswith("bundle: The engine onnxruntime gives other logits than torch: ")
+
+
+def test_without_onnx_runtime_torch_is_chosen(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert create(weights, tmp_path / "bundle")["engine"] == "torch"
+    assert "not chosen:   onnxruntime: squeezenet1_1 cannot be served by onnxruntime: " in capsys.readouterr().out
+    sentence = refused(weights, tmp_path / "other", "--engine", "onnxruntime")
+    assert sentence.startswith("bundle: squeezenet1_1 cannot be served by onnxruntime: torch ")
+
+
+def test_other_architectures_are_served_by_torch_alone(tmp_path: Path) -> None:
+    from model_server.model.fruit_classifier import FruitClassifier
+
+    torch.save(FruitClassifier(3, 64).state_dict(), tmp_path / "weights.pt")
+    sentence = refused(
+        tmp_path / "weights.pt", tmp_path / "bundle", "--engine", "onnxruntime", architecture="fruit_classifier"
+    )
+    assert sentence.startswith("bundle: fruit_classifier is served by torch alone: --engine onnxruntime is for ")
