@@ -1,26 +1,40 @@
 """The original lab's user: requests the front page, sends images, and sometimes something that is not an image.
 
-With `--rate`, the same requests at a constant rate, for clients that do not wait for each other.
+With `--rate`, the same requests at a constant rate, for clients that do not wait for each other. `--shape` lets users or
+rate come and go, and `--find-limit` raises them until a bound is broken. All of it runs in one process, in several of a
+host (`--processes`), or on several hosts (`--master`, `--worker`).
 
 An answer that a task expects is a success, whatever its status, so Locust's failures are failures of the server.
 Runs on Python 3.8 with Locust 2.25, and on the newest releases of both.
 """
 
+import csv
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 from time import sleep, time
-from typing import Any, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
+import gevent
 import urllib3
 from gevent.pool import Pool  # type: ignore[import-untyped]
-from locust import HttpUser, between, constant, events, task
-from locust.stats import CSV_STATS_INTERVAL_SEC
+from locust import HttpUser, LoadTestShape, between, events, task
+from locust.runners import WorkerRunner
+from locust.stats import CSV_STATS_INTERVAL_SEC, calculate_response_time_percentile
 from requests.adapters import HTTPAdapter
 
 Image = Tuple[str, bytes]
 IMAGES: List[Image] = []
-IN_FLIGHT = 1000  # requests at a constant rate that wait for their answers; further ones are not sent
+IN_FLIGHT = 1000  # requests at a constant rate, of one process, that wait for their answers; further ones are not sent
+SENDERS = 100  # among whom a constant rate is divided, so that any number of processes can share it
+SHAPES = {  # share of the run time → share of the load; the last one lasts
+    "steady": [(1.0, 1.0)],
+    "step": [(0.2, 0.2), (0.2, 0.4), (0.2, 0.6), (0.2, 0.8), (0.2, 1.0)],
+    "spike": [(0.4, 0.2), (0.2, 1.0), (0.4, 0.2)],
+}
+STEP_SECONDS, STEP_FACTOR = 10, 1.25  # of the search for the limit
+Steps = List[Tuple[float, float]]  # seconds → share of the load
 
 
 def read_images(directory: Path) -> List[Image]:
@@ -53,6 +67,23 @@ def _add_option(parser: Any) -> None:
         help="requests a second, whether answers come or not; latency counts from when each was due; 0: users who wait",
     )
     parser.add_argument(
+        "--shape",
+        choices=sorted(SHAPES),
+        env_var="LOCUST_SHAPE",
+        default="steady",
+        help="how users or rate come and go in the run time: steady; in five steps; a fifth, with a spike in the middle",
+    )
+    parser.add_argument(
+        "--find-limit",
+        action="store_true",
+        help=f"begin with users or rate as given, and raise them by a quarter every {STEP_SECONDS} s until two steps in a row break a bound",
+    )
+    parser.add_argument("--max-p50-ms", type=float, default=float("inf"), help="bound for --find-limit: the median, in ms")
+    parser.add_argument("--max-p99-ms", type=float, default=1000.0, help="bound for --find-limit: the 99th percentile, in ms")
+    parser.add_argument(
+        "--max-failure-ratio", type=float, default=0.0, help="bound for --find-limit: the share that fails or is not sent, 0 to 1"
+    )
+    parser.add_argument(
         "--insecure",
         action="store_true",
         env_var="LOCUST_INSECURE",
@@ -67,18 +98,102 @@ def _load_images(environment: Any, **_: Any) -> None:
         sys.exit(f"locust: {error}")  # Locust 2.25 logs other errors, and goes on without images
 
 
+def steps_of(shape: str, run_time: Optional[int], find_limit: bool) -> Steps:
+    """Return seconds and share of the load of each step.
+
+    Raises:
+        ValueError: the shape needs a run time.
+    """
+    if find_limit:
+        return [(STEP_SECONDS, STEP_FACTOR**step) for step in range(60)]
+    if run_time is None and shape != "steady":
+        raise ValueError(f"--shape {shape} needs a --run-time, which it divides.")
+    return [(share * (run_time or 1), factor) for share, factor in SHAPES[shape]]
+
+
+def share_at(steps: Steps, elapsed: float) -> float:
+    """Return the share of the load that a moment has, in seconds since the start."""
+    for seconds, share in steps:
+        if elapsed < seconds:
+            break
+        elapsed -= seconds
+    return share
+
+
+def arrivals(rate: float, steps: Steps, left: float) -> Iterator[float]:
+    """Yield the moments of requests, in seconds since the start, without an end.
+
+    Args:
+        rate: requests a second at the whole load.
+        steps: seconds and share of the load of each; the last one lasts.
+        left: of the interval before the first request, 0 to 1.
+    """
+    begin = 0.0
+    for index, (seconds, share) in enumerate(steps, 1):
+        moment, per_second = begin, rate * share
+        end = begin + seconds if index < len(steps) else float("inf")
+        while left <= per_second * (end - moment):
+            moment += left / per_second
+            left = 1.0
+            yield moment
+        left -= per_second * (end - moment)
+        begin = end
+
+
 def _choose_users(environment: Any, **_: Any) -> None:
+    if isinstance(environment.runner, WorkerRunner):
+        return  # the master says how many of which
     options = environment.parsed_options
     if options.rate < 0:
         sys.exit(f"locust: --rate is {options.rate:g}; set it to requests a second, or to 0 for users who wait.")
+    try:
+        options.steps = steps_of(options.shape, options.run_time, options.find_limit)  # for the workers, too
+    except ValueError as error:
+        sys.exit(f"locust: {error}")
     environment.user_classes[:] = [OpenModelUser if options.rate else ModelServerUser]
     if options.rate:
-        options.num_users, options.spawn_rate = 1, 1  # it sends for all
+        options.num_users = options.spawn_rate = SENDERS
+    elif len(options.steps) > 1:
+        environment.shape_class = UsersInSteps(options)
+
+
+def _find_limit(environment: Any, **_: Any) -> None:
+    if environment.parsed_options.find_limit and not isinstance(environment.runner, WorkerRunner):
+        gevent.spawn(_raise_until_a_bound_is_broken, environment)
+
+
+def _raise_until_a_bound_is_broken(environment: Any) -> None:
+    options, total = environment.parsed_options, environment.stats.total
+    held, rows = 0.0, []
+    broken = 0  # steps in a row
+    for seconds, factor in options.steps:
+        before = Counter(total.response_times), total.num_failures
+        sleep(seconds)
+        times = Counter(total.response_times) - before[0]
+        answered, failures = sum(times.values()), total.num_failures - before[1]
+        p50, p99 = (calculate_response_time_percentile(times, answered, share) for share in (0.5, 0.99))
+        holds = (
+            failures <= options.max_failure_ratio * max(answered, 1)
+            and 0 < p50 <= options.max_p50_ms
+            and p99 <= options.max_p99_ms
+        )
+        load = round((options.rate or options.num_users) * factor, 1)
+        rows.append((load, answered, failures, p50, p99, "held" if holds else "broken"))
+        print(f"{load:g} {'requests a second' if options.rate else 'users'}: {failures} of {answered} failed, p50 {p50} ms, p99 {p99} ms")
+        broken = 0 if holds else broken + 1
+        held = load if holds else held
+        if broken == 2:  # one alone may be chance
+            break
+    if options.csv_prefix:
+        with Path(f"{options.csv_prefix}_limit.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("Load", "Requests", "Failures", "50%", "99%", "Verdict"), *rows])
+    print(f"the highest load that held: {held:g}")
+    environment.runner.quit()
 
 
 def _wait_for_the_csv_files(environment: Any, **_: Any) -> None:
     """Locust writes them at intervals, but not at its end: without this the last requests are missing."""
-    if environment.parsed_options.csv_prefix:
+    if environment.parsed_options.csv_prefix and not isinstance(environment.runner, WorkerRunner):
         sleep(2 * CSV_STATS_INTERVAL_SEC)
 
 
@@ -86,7 +201,26 @@ hooks: Any = events  # events have no types
 hooks.init_command_line_parser.add_listener(_add_option)
 hooks.init.add_listener(_load_images)
 hooks.init.add_listener(_choose_users)
-hooks.test_stop.add_listener(_wait_for_the_csv_files)
+hooks.test_start.add_listener(_find_limit)
+hooks.quitting.add_listener(_wait_for_the_csv_files)
+
+
+class UsersInSteps(LoadTestShape):  # type: ignore[misc] # Locust has no types
+    """Lets users come and go as the steps say."""
+
+    abstract = True  # Locust would take it for every run
+
+    def __init__(self, options: Any) -> None:
+        """Take the options of the run."""
+        super().__init__()
+        self._options = options
+
+    def tick(self) -> Optional[Tuple[int, float]]:
+        """Return how many users there should be, and how many come or go in a second; None: the run is over."""
+        elapsed, options = self.get_run_time(), self._options
+        if options.run_time and elapsed >= options.run_time:
+            return None
+        return max(1, round(options.num_users * share_at(options.steps, elapsed))), options.spawn_rate
 
 
 class Asking:
@@ -167,34 +301,41 @@ class NotSentError(Exception):
     """A request that was due while too many others were waiting for their answers."""
 
 
+WAITING = Pool(IN_FLIGHT)
+
+
 class OpenModelUser(ServerUser):
-    """Sends the requests of `ModelServerUser` at a constant rate, for clients that do not wait for each other.
+    """Sends its part of the requests of `ModelServerUser` at a constant rate, for clients that do not wait for each other.
 
     Users who wait send less while a server stalls, and so hide from the figures what others would have met.
     """
-
-    wait_time = constant(0)
 
     def on_start(self) -> None:
         """Begin at a random moment of the interval, with a connection for each request that may wait."""
         super().on_start()
         for scheme in ("http://", "https://"):
             self.client.mount(scheme, HTTPAdapter(pool_maxsize=IN_FLIGHT))
-        self._interval = 1 / self.environment.parsed_options.rate
-        self._due = time() + random.uniform(0, self._interval)
-        self._waiting = Pool(IN_FLIGHT)
+        options = self.environment.parsed_options
+        self._started = time()
+        self._moments = arrivals(options.rate / SENDERS, options.steps, random.random())
+        self._due: Optional[float] = None
 
     def on_stop(self) -> None:
         """Wait for the last answers."""
-        self._waiting.join(timeout=self.environment.stop_timeout or 10)
+        WAITING.join(timeout=self.environment.stop_timeout or 10)
+
+    def wait_time(self) -> float:
+        """Return the seconds until the next request is due."""
+        self._due = self._started + next(self._moments)
+        return max(0.0, self._due - time())
 
     @task
     def arrival(self) -> None:
-        """Send the next request when it is due."""
-        sleep(max(0.0, self._due - time()))
-        if self._waiting.full():
+        """Send the request that is due."""
+        if self._due is None:
+            return  # Locust asks for the first wait after the first task
+        if WAITING.full():
             error = NotSentError(f"{IN_FLIGHT} requests waited for their answers")
             self.environment.stats.log_error("", "(not sent)", error)  # it is a failure without a latency
         else:
-            self._waiting.spawn(random.choice(ModelServerUser.tasks), Arrival(self.client, self._due))
-        self._due += self._interval
+            WAITING.spawn(random.choice(ModelServerUser.tasks), Arrival(self.client, self._due))

@@ -1,12 +1,13 @@
 """The load test as Locust runs it, against a small server that counts."""
 
 import csv
+import re
 import subprocess
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Dict, Iterator, List, Sequence
 
 import pytest
@@ -27,6 +28,8 @@ class Counting(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answering)
         self.paths: List[str] = []
+        self.seconds = 0.0  # that an answer takes
+        self.one_at_a_time = Lock()
         self.running = Event()  # answers wait for it
         self.running.set()
 
@@ -39,6 +42,8 @@ class Answering(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.paths.append(self.path)
         self.server.running.wait()
+        with self.server.one_at_a_time:
+            time.sleep(self.server.seconds)
         self.send_response(400)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -60,7 +65,9 @@ def server() -> Iterator[Counting]:
 def locust(directory: Path, server: Counting, *options: str, locustfile: Path = LOCUSTFILE) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "locust", "--locustfile", str(locustfile), "--headless", "--csv", "run"]
     command += ["--stop-timeout", "10", "--host", f"http://127.0.0.1:{server.server_port}", *options]
-    return subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def rows(directory: Path) -> Dict[str, Dict[str, str]]:
@@ -110,7 +117,7 @@ def test_only_a_constant_rate_shows_that_a_server_stalled(
 
 
 def test_requests_that_cannot_be_sent_are_counted(server: Counting, tmp_path: Path) -> None:
-    (tmp_path / "patient.py").write_text(RESTLESS + "lab.IN_FLIGHT = 5\n")
+    (tmp_path / "patient.py").write_text(RESTLESS + "lab.WAITING = lab.Pool(5)\n")
     server.running.clear()
 
     with locust(tmp_path, server, "--rate", "20", "--run-time", "3s", locustfile=tmp_path / "patient.py") as run:
@@ -121,6 +128,35 @@ def test_requests_that_cannot_be_sent_are_counted(server: Counting, tmp_path: Pa
     assert int(rows(tmp_path)["(not sent)"]["Failure Count"]) > 30, said
     assert rows(tmp_path)["Aggregated"]["Request Count"] == "5"
     assert len(server.paths) == 5
+
+
+def test_processes_share_a_rate(server: Counting, tmp_path: Path) -> None:
+    said, _ = locust(tmp_path, server, "--rate", "50", "--run-time", "6s", "--processes", "2").communicate()
+
+    assert said.count("workers connected") == 2
+    assert int(rows(tmp_path)["Aggregated"]["Request Count"]) == len(server.paths), said
+    assert 200 < len(server.paths) < 350, said
+
+
+def test_users_follow_a_shape(server: Counting, tmp_path: Path) -> None:
+    options = ("--users", "10", "--spawn-rate", "10", "--run-time", "5s", "--shape", "step")
+    said, _ = locust(tmp_path, server, *options).communicate()
+
+    assert re.findall(r"Shape test updating to (\d+) users", said) == ["2", "4", "6", "8", "10"]
+
+
+@pytest.mark.parametrize("options", [("--rate", "20"), ("--users", "40", "--spawn-rate", "100")], ids=["open", "closed"])
+def test_limit_is_found(server: Counting, tmp_path: Path, options: Sequence[str]) -> None:
+    server.seconds = 0.01  # for each answer, one after the other: 100 a second at the most
+    (tmp_path / "impatient.py").write_text(RESTLESS + "ModelServerUser.wait_time = lambda _: 1\nlab.STEP_SECONDS = 2\n")
+    bounds = ("--find-limit", "--max-p99-ms", "300", "--max-failure-ratio", "1")
+    said, _ = locust(tmp_path, server, *options, *bounds, locustfile=tmp_path / "impatient.py").communicate()
+
+    steps = list(csv.DictReader((tmp_path / "run_limit.csv").read_text().splitlines()))
+    assert [step["Verdict"] for step in steps[-2:]] == ["broken", "broken"], said
+    held = max(float(step["Load"]) for step in steps if step["Verdict"] == "held")
+    assert f"the highest load that held: {held:g}" in said
+    assert 40 <= held < 130
 
 
 def test_a_negative_rate_is_explained(server: Counting, tmp_path: Path) -> None:
