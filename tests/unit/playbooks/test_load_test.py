@@ -18,6 +18,20 @@ POST,/predict,990,1,16.5,20,40,90
 ,(not sent),0,{not_sent},0,0,0,0
 ,Aggregated,1000,{failures},16.7,20,41,95
 """
+# Seconds of a run with all users; it gets slower.
+HISTORY = "Timestamp,User Count,Type,Name,Requests/s,Failures/s,50%,66%,75%,80%,90%,95%,98%,99%,99.9%,99.99%,100%,"
+HISTORY += "Total Request Count,Total Failure Count\n0,0,,Aggregated,0,0" + 11 * ",N/A" + ",0,0\n"
+HISTORY += "".join(
+    f"{second},100,,Aggregated,16.7,0,{20 + second // 20},21,21,21,21,41,21,{90 + second},95,95,95,{10 * second},0\n"
+    for second in range(1, 101)
+)
+LIMIT = """\
+Load,Requests,Failures,50%,99%,Verdict
+50.0,500,0,20,90,held
+62.5,620,0,20,95,held
+78.1,780,0,500,900,broken
+97.7,970,3,700,1900,broken
+"""
 # In place of Locust: keeps its arguments, and writes its files.
 LOCUST = """\
 #!/bin/sh
@@ -26,7 +40,9 @@ for argument; do
   case $argument in --csv=*) csv=${{argument#--csv=}} ;; --html=*) html=${{argument#--html=}} ;; esac
 done
 cp {directory}/stats "${{csv}}_stats.csv"
-touch "${{csv}}_stats_history.csv" "${{csv}}_failures.csv" "${{csv}}_exceptions.csv" "$html"
+cp {directory}/history "${{csv}}_stats_history.csv"
+[ ! -e {directory}/limit ] || cp {directory}/limit "${{csv}}_limit.csv"
+touch "${{csv}}_failures.csv" "${{csv}}_exceptions.csv" "$html"
 echo Aggregated
 exit 1
 """
@@ -35,17 +51,17 @@ exit 1
 def load_test(directory: Path, *options: str, not_sent: int = 0, failed: int = 0) -> str:
     """Run the playbook; return what it says."""
     (directory / "playbooks").mkdir(exist_ok=True)
-    for name in ("load_test.yml", "templates"):
+    for name in ("load_test.yml", "tasks", "templates"):
         if not (directory / "playbooks" / name).exists():
             (directory / "playbooks" / name).symlink_to(PLAYBOOKS / name)
     (directory / "stats").write_text(STATS.format(not_sent=not_sent, failures=failed + not_sent))
+    (directory / "history").write_text(HISTORY)
     (directory / "locust").write_text(LOCUST.format(directory=directory))
     (directory / "locust").chmod(0o755)
     (directory / "hosts.json").write_text(json.dumps({"load_generators": {"hosts": {"load": {}}}}))
     variables = {
         "ansible_python_interpreter": sys.executable,
         "__load_test_locust": str(directory / "locust"),
-        "__load_test_poll": 1,
     }
     given = [word for option in options for word in ("-e", option)]
     arguments = ("-i", "hosts.json", "-c", "local", "-e", json.dumps(variables), *given, "playbooks/load_test.yml")
@@ -81,12 +97,14 @@ def test_figures_are_kept_and_compared_with_the_run_before(tmp_path: Path) -> No
 
 def test_options_reach_locust(tmp_path: Path) -> None:
     load_test(tmp_path)
-    load_test(tmp_path, "users=300", "spawn_rate=30", "run_time=5m", "rate=200.5")
+    load_test(tmp_path, "users=300", "spawn_rate=30", "run_time=5m", "rate=200.5", "shape=spike")
 
     plain, full = (tmp_path / "arguments").read_text().splitlines()
     assert plain.startswith("--run-time=60s --only-summary --csv=/")
-    assert not {"--users", "--spawn-rate", "--rate"} & {word.split("=")[0] for word in plain.split()}
-    assert {"--run-time=5m", "--users=300", "--spawn-rate=30", "--rate=200.5"} < set(full.split())
+    assert not {"--users", "--spawn-rate", "--rate", "--shape", "--find-limit"} & {
+        word.split("=")[0] for word in plain.split()
+    }
+    assert {"--run-time=5m", "--users=300", "--spawn-rate=30", "--rate=200.5", "--shape=spike"} < set(full.split())
 
 
 @pytest.mark.parametrize(
@@ -96,6 +114,7 @@ def test_options_reach_locust(tmp_path: Path) -> None:
         (("max_p50_ms=19.5",), 0, 0, "20.0 ms is above max_p50_ms, which is 19.5."),
         ((), 0, 1, "The share 0.001 is above max_failure_ratio, which is 0. 1 of 1000 requests failed"),
         ((), 1000, 0, "The share 0.5 is above max_failure_ratio, which is 0. 0 of 1000 requests failed and 1000 could"),
+        (("shape=round",), 0, 0, "shape is 'round'; set it to steady, step or spike."),
         (("rate=fast",), 0, 0, "rate is 'fast'; set it to a number, or leave it out."),
         (("run_time=soon",), 0, 0, "run_time is 'soon'; set it to a length like 60s, 5m or 1h30m."),
     ],
@@ -113,3 +132,37 @@ def test_bounds_that_hold_pass(tmp_path: Path) -> None:
     said = load_test(tmp_path, "max_p50_ms=20", "max_p99_ms=95", "max_failure_ratio=0.002", failed=2)
 
     assert "failed=0" in said, said
+
+
+def test_a_long_run_shows_what_has_grown(tmp_path: Path) -> None:
+    said = load_test(tmp_path)
+
+    first, last = (line.split() for line in said.replace("\\n", "\n").splitlines() if line.startswith("Median of"))
+    assert (first[-3:], last[-3:]) == (["20", "41", "101"], ["24", "41", "181"])
+
+
+def test_progress_is_printed_while_it_runs(tmp_path: Path) -> None:
+    said = load_test(tmp_path)
+
+    assert said.count("100 users, 16.7 requests/s, p50 25 ms, p99 190 ms; until now 1000 requests, 0 failures") == 1
+
+
+def test_the_highest_load_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "limit").write_text(LIMIT)
+    said = load_test(tmp_path, "find_limit=true", "rate=50", "max_p50_ms=10", "max_failure_ratio=0.01")
+
+    assert "The highest load that held: 62.5 requests/s" in said
+    assert "failed=0" in said, said
+    bounds = {"--max-p50-ms=10", "--max-failure-ratio=0.01"}
+    assert {"--find-limit", "--run-time=30m", *bounds} < set((tmp_path / "arguments").read_text().split())
+    latest = tmp_path / "results" / "latest" / "load"
+    assert json.loads((latest / "summary.json").read_text())["limit"] == 62.5
+    assert (latest / "locust_limit.csv").read_text() == LIMIT
+
+
+def test_a_search_without_a_load_that_held_fails(tmp_path: Path) -> None:
+    (tmp_path / "limit").write_text(LIMIT.replace("held", "broken"))
+    said = load_test(tmp_path, "find_limit=true")
+
+    assert "begin lower with rate or users, or raise the bounds" in said
+    assert "failed=1" in said
