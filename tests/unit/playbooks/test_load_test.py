@@ -1,9 +1,12 @@
 """The load test's playbook, with a program that writes what Locust writes."""
 
+import base64
 import json
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import List
+from typing import Any, ClassVar, Dict, Iterator, List
 
 import pytest
 
@@ -48,8 +51,8 @@ exit 1
 """
 
 
-def load_test(directory: Path, *options: str, not_sent: int = 0, failed: int = 0) -> str:
-    """Run the playbook; return what it says."""
+def load_test(directory: Path, *options: str, not_sent: int = 0, failed: int = 0, **groups: Any) -> str:
+    """Run the playbook, also with other groups; return what it says."""
     (directory / "playbooks").mkdir(exist_ok=True)
     for name in ("load_test.yml", "tasks", "templates"):
         if not (directory / "playbooks" / name).exists():
@@ -58,7 +61,7 @@ def load_test(directory: Path, *options: str, not_sent: int = 0, failed: int = 0
     (directory / "history").write_text(HISTORY)
     (directory / "locust").write_text(LOCUST.format(directory=directory))
     (directory / "locust").chmod(0o755)
-    (directory / "hosts.json").write_text(json.dumps({"load_generators": {"hosts": {"load": {}}}}))
+    (directory / "hosts.json").write_text(json.dumps({"load_generators": {"hosts": {"load": {}}}, **groups}))
     variables = {
         "ansible_python_interpreter": sys.executable,
         "__load_test_locust": str(directory / "locust"),
@@ -166,3 +169,52 @@ def test_a_search_without_a_load_that_held_fails(tmp_path: Path) -> None:
 
     assert "begin lower with rate or users, or raise the bounds" in said
     assert "failed=1" in said
+
+
+class Grafana(BaseHTTPRequestHandler):
+    """Takes annotations."""
+
+    taken: ClassVar[List[Dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.taken.append({"path": self.path, "login": self.headers["Authorization"], **body})
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def grafana() -> Iterator[int]:
+    Grafana.taken.clear()
+    with HTTPServer(("127.0.0.1", 0), Grafana) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def test_grafana_shows_when_it_ran_and_a_silent_one_is_told(tmp_path: Path, grafana: int) -> None:
+    (tmp_path / "password").write_text("secret\n")
+    hosts = {
+        "monitor": {"__grafana_here": f"127.0.0.1:{grafana}"},
+        "silent": {"__grafana_here": "127.0.0.1:1"},
+        "without": {"__grafana_here": "127.0.0.1:1", "grafana_state": "absent"},
+    }
+    monitoring = {"hosts": {name: {"ansible_become": False, **local} for name, local in hosts.items()}}
+    said = load_test(
+        tmp_path, f"__load_test_grafana_password={tmp_path / 'password'}", "rate=50", monitoring=monitoring
+    )
+
+    (annotation,) = Grafana.taken
+    assert annotation["path"] == "/api/annotations"
+    assert base64.b64decode(annotation["login"].split()[1]) == b"admin:secret"
+    assert annotation["time"] < annotation["timeEnd"]
+    assert annotation["text"].startswith("Load test, 60s, 50 requests/s: results/")
+    assert "The load test is no annotation in Grafana on silent" in said
+    assert ("Grafana on monitor" in said, "Grafana on without" in said) == (False, False)
+    assert "failed=0" in said, said
