@@ -1,7 +1,9 @@
 """The load test as Locust runs it, against a small server that counts."""
 
 import csv
+import itertools
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -64,8 +66,9 @@ def server() -> Iterator[Counting]:
 
 
 def locust(directory: Path, server: Counting, *options: str, locustfile: Path = LOCUSTFILE) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "locust", "--locustfile", str(locustfile), "--headless", "--csv", "run"]
-    command += ["--stop-timeout", "10", "--host", f"http://127.0.0.1:{server.server_port}", *options]
+    command = [sys.executable, "-m", "locust", "--locustfile", str(locustfile), "--headless"]
+    command += [] if "--worker" in options else ["--csv", "run", "--stop-timeout", "10"]
+    command += ["--host", f"http://127.0.0.1:{server.server_port}", *options]
     return subprocess.Popen(
         command, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -143,6 +146,26 @@ def test_processes_share_a_rate(server: Counting, tmp_path: Path) -> None:
     assert "2 workers connected" in said
     assert int(rows(tmp_path)["Aggregated"]["Request Count"]) == len(server.paths), said
     assert 200 < len(server.paths) < 350, said
+
+
+def test_what_a_lost_worker_sent_the_others_send(server: Counting, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    master = ("--master", "--expect-workers", "2", "--enable-rebalancing", "--master-bind-port", port)
+
+    with locust(tmp_path, server, *master, "--rate", "20", "--run-time", "14s") as run:
+        workers = [locust(tmp_path, server, "--worker", "--master-port", port) for _ in range(2)]
+        wait_for(lambda: len(server.paths) > 40)
+        workers[0].kill()
+        said, _ = run.communicate()
+    for worker in workers:
+        worker.communicate()
+
+    assert said.count("failed to send heartbeat") == 1, said
+    history = csv.DictReader((tmp_path / "run_stats_history.csv").read_text().splitlines())
+    users = [count for count, _ in itertools.groupby(int(row["User Count"]) for row in history)]
+    assert users[-4:] == [100, 50, 100, 0], said
 
 
 def test_users_follow_a_shape(server: Counting, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -35,10 +36,18 @@ Load,Requests,Failures,50%,99%,Verdict
 78.1,780,0,500,900,broken
 97.7,970,3,700,1900,broken
 """
+# Of systemd: starts and stops units, and runs what it is given.
+SYSTEMD = {
+    "systemctl": 'echo "$@" >>{directory}/systemctl; printf "LoadState=loaded\\nActiveState=active\\n"',
+    "systemd-run": """\
+while :; do case $1 in --*) echo "$1" >>{directory}/systemd-run; shift ;; *) exec "$@" ;; esac; done""",
+}
 # In place of Locust: keeps its arguments, and writes its files.
 LOCUST = """\
 #!/bin/sh
+case $1 in --version) echo "locust 2.25.0 from /opt/locust (python 3.8.10)"; exit ;; esac
 echo "$@" >>{directory}/arguments
+{lost}
 for argument; do
   case $argument in --csv=*) csv=${{argument#--csv=}} ;; --html=*) html=${{argument#--html=}} ;; esac
 done
@@ -51,7 +60,15 @@ exit 1
 """
 
 
-def load_test(directory: Path, *options: str, not_sent: int = 0, failed: int = 0, **groups: Any) -> str:
+def load_test(
+    directory: Path,
+    *options: str,
+    not_sent: int = 0,
+    failed: int = 0,
+    lost: str = ":",
+    programs: Any = None,
+    **groups: Any,
+) -> str:
     """Run the playbook, also with other groups; return what it says."""
     (directory / "playbooks").mkdir(exist_ok=True)
     for name in ("load_test.yml", "tasks", "templates"):
@@ -59,16 +76,16 @@ def load_test(directory: Path, *options: str, not_sent: int = 0, failed: int = 0
             (directory / "playbooks" / name).symlink_to(PLAYBOOKS / name)
     (directory / "stats").write_text(STATS.format(not_sent=not_sent, failures=failed + not_sent))
     (directory / "history").write_text(HISTORY)
-    (directory / "locust").write_text(LOCUST.format(directory=directory))
+    (directory / "locust").write_text(LOCUST.format(directory=directory, lost=lost))
     (directory / "locust").chmod(0o755)
     (directory / "hosts.json").write_text(json.dumps({"load_generators": {"hosts": {"load": {}}}, **groups}))
     variables = {
         "ansible_python_interpreter": sys.executable,
-        "__load_test_locust": str(directory / "locust"),
+        "__load_test_locust": f"{{{{ own_locust | default('{directory}/locust') }}}}",
     }
     given = [word for option in options for word in ("-e", option)]
     arguments = ("-i", "hosts.json", "-c", "local", "-e", json.dumps(variables), *given, "playbooks/load_test.yml")
-    return run_play(directory, *arguments).stdout
+    return run_play(directory, *arguments, programs=programs).stdout
 
 
 def runs(directory: Path) -> List[Path]:
@@ -218,3 +235,47 @@ def test_grafana_shows_when_it_ran_and_a_silent_one_is_told(tmp_path: Path, graf
     assert "The load test is no annotation in Grafana on silent" in said
     assert ("Grafana on monitor" in said, "Grafana on without" in said) == (False, False)
     assert "failed=0" in said, said
+
+
+FLEET = {
+    "hosts": {
+        "load": {"host_address": "127.0.0.1", "ansible_become": False},
+        "load-2": {"host_address": "127.0.0.2", "ansible_become": False},
+    }
+}
+
+
+def several(directory: Path, *options: str, fleet: Any = FLEET, **given: Any) -> str:
+    programs = {name: script.format(directory=directory) for name, script in SYSTEMD.items()}
+    return load_test(directory, *options, programs=programs, load_generators=fleet, **given)
+
+
+def test_several_load_hosts_run_one_test_and_a_lost_worker_is_told(tmp_path: Path) -> None:
+    lost = "[then] host/INFO/locust.runners: Worker load-2_{} failed to send heartbeat, setting state to missing."
+    said = several(tmp_path, "rate=50", lost=f"echo '{lost.format('0a1b2c')}' >&2")
+
+    assert (tmp_path / "arguments").exists(), said
+    (options,) = (tmp_path / "arguments").read_text().splitlines()
+    workers = 2 * int(os.sysconf("SC_NPROCESSORS_ONLN"))
+    assert f"--master --expect-workers={workers} " in options
+    assert {"--enable-rebalancing", "--rate=50"} < set(options.split())
+    closed = (tmp_path / "systemd-run").read_text().splitlines()
+    assert "--property=IPAddressDeny=any" in closed
+    assert "--property=IPAddressAllow=localhost 127.0.0.1 127.0.0.2" in closed
+    asked = (tmp_path / "systemctl").read_text()
+    assert asked.count("restart locust-worker@127.0.0.1.service") == 2
+    assert asked.count("stop locust-worker@127.0.0.1.service") == 2
+    assert "lost workers, whose part the others do: load-2" in said, said
+    assert [path.name for path in (tmp_path / "results" / "latest").iterdir()] == ["load"]
+    assert said.count("failed=0") == 2, said
+
+
+def test_load_hosts_with_different_releases_are_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("#!/bin/sh\necho locust 2.47.0 from /opt/locust\n")
+    other.chmod(0o755)
+    fleet = {"hosts": {**FLEET["hosts"], "load-2": {**FLEET["hosts"]["load-2"], "own_locust": str(other)}}}
+    said = several(tmp_path, fleet=fleet)
+
+    assert "have different releases of Locust (load 2.25.0, load-2 2.47.0)" in said
+    assert not (tmp_path / "arguments").exists()
