@@ -1,12 +1,14 @@
 """The load test as Locust runs it, against a small server that counts."""
 
 import csv
+import json
 import re
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -18,7 +20,9 @@ from tests.unit.model_server.server.gunicorn_process import wait_for
 
 pytest.importorskip("locust.stats", reason="needs Locust", exc_type=ImportError)
 
-LOCUSTFILE = Path(__file__).parents[3] / "load_test" / "locustfile.py"
+ROOT = Path(__file__).parents[3]
+LOCUSTFILE = ROOT / "load_test" / "locustfile.py"
+COMMAND = ROOT / "roles" / "locust" / "templates" / "usr" / "local" / "bin" / "locust.j2"
 
 
 class Counting(ThreadingHTTPServer):
@@ -71,6 +75,21 @@ def locust(directory: Path, server: Counting, *options: str, locustfile: Path = 
     return subprocess.Popen(
         command, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def asked(port: str, path: str, form: str = "") -> str:
+    """Return what Locust's page answers; nothing while it is not there."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", form.encode() or None, timeout=10) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""
 
 
 def rows(directory: Path) -> Dict[str, Dict[str, str]]:
@@ -148,9 +167,7 @@ def test_processes_share_a_rate(server: Counting, tmp_path: Path) -> None:
 
 
 def test_what_a_lost_worker_sent_the_others_send(server: Counting, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
     master = ("--master", "--expect-workers", "2", "--enable-rebalancing", "--master-bind-port", port)
 
     with locust(tmp_path, server, *master, "--rate", "20", "--run-time", "14s") as run:
@@ -166,6 +183,28 @@ def test_what_a_lost_worker_sent_the_others_send(server: Counting, tmp_path: Pat
     users = [int(row["User Count"]) for row in history if row["User Count"] != "0"]
     assert 50 in users, said
     assert users[-1] == 100, said
+
+
+def test_page_of_the_deployed_command_starts_a_run_and_is_on_loopback(server: Counting, tmp_path: Path) -> None:
+    command = COMMAND.read_text().replace("{{ ansible_managed | comment }}", "# Ansible managed")
+    command = command.replace("{{ __locust_home }}", str(tmp_path)).replace("/etc/locust", str(tmp_path))
+    (tmp_path / "locust").write_text(command)
+    host = f"http://127.0.0.1:{server.server_port}"
+    (tmp_path / "locust.conf").write_text(f"locustfile = {LOCUSTFILE}\nhost = {host}\nheadless = true\nrun-time = 5m\n")
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "locust").write_text(f'#!/bin/sh\nexec {sys.executable} -m locust "$@"\n')
+    (tmp_path / "venv" / "bin" / "locust").chmod(0o755)
+    port = free_port()
+
+    with subprocess.Popen(["sh", str(tmp_path / "locust"), "--web-port", port], stdin=subprocess.DEVNULL) as page:
+        wait_for(lambda: asked(port, "/stats/requests"))
+        asked(port, "/swarm", f"user_count=2&spawn_rate=2&host={host}")
+        wait_for(lambda: len(server.paths) > 2)
+        listening = Path("/proc/net/tcp").read_text()
+        wait_for(lambda: json.loads(asked(port, "/stats/requests"))["total_rps"] > 0)
+        page.terminate()
+
+    assert f"0100007F:{int(port):04X} 00000000:0000 0A" in listening
 
 
 def test_users_follow_a_shape(server: Counting, tmp_path: Path) -> None:
