@@ -1,6 +1,7 @@
 """The load test's tasks with a stand-in for Locust: importing Locust would patch this whole process."""
 
 import importlib.util
+import itertools
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -59,15 +60,20 @@ def locustfile(monkeypatch: pytest.MonkeyPatch) -> Any:
     listener = SimpleNamespace(add_listener=lambda function: function)
     vars(locust).update(
         HttpUser=object,
+        LoadTestShape=object,
         between=lambda shortest, longest: (shortest, longest),
-        constant=lambda seconds: seconds,
         task=_task,
-        events=SimpleNamespace(init=listener, init_command_line_parser=listener, test_stop=listener),
+        events=SimpleNamespace(
+            **dict.fromkeys(("init", "init_command_line_parser", "test_start", "quitting"), listener)
+        ),
     )
     statistics = ModuleType("locust.stats")
-    vars(statistics).update(CSV_STATS_INTERVAL_SEC=0.01)
+    vars(statistics).update(CSV_STATS_INTERVAL_SEC=0.01, calculate_response_time_percentile=None)
+    runners = ModuleType("locust.runners")
+    vars(runners).update(WorkerRunner=type("WorkerRunner", (), {}))
     monkeypatch.setitem(sys.modules, "locust", locust)
     monkeypatch.setitem(sys.modules, "locust.stats", statistics)
+    monkeypatch.setitem(sys.modules, "locust.runners", runners)
     spec = importlib.util.spec_from_file_location("locustfile_under_test", LOAD_TEST / "locustfile.py")
     assert spec is not None
     assert spec.loader is not None
@@ -160,6 +166,32 @@ def test_endings_in_any_case_are_images(locustfile: Any, tmp_path: Path) -> None
         (tmp_path / name).write_bytes(name.encode())
 
     assert locustfile.read_images(tmp_path) == [("UPPER.JPG", b"UPPER.JPG"), ("b.jpeg", b"b.jpeg")]
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ("steady", [200] * 5),
+        ("step", [40, 80, 120, 160, 200]),
+        ("spike", [40, 40, 200, 40, 40]),
+    ],
+)
+def test_arrivals_follow_the_shape(locustfile: Any, shape: str, expected: List[int]) -> None:
+    steps = locustfile.steps_of(shape, 100, find_limit=False)
+    moments = [
+        moment
+        for sender in range(100)
+        for moment in itertools.takewhile(lambda at: at < 100, locustfile.arrivals(0.1, steps, (sender + 0.5) / 100))
+    ]
+
+    arrived = [sum(1 for moment in moments if 20 * fifth <= moment < 20 * fifth + 20) for fifth in range(5)]
+    assert [round(count / 2) * 2 for count in arrived] == pytest.approx(expected, abs=2)
+    assert [locustfile.share_at(steps, 20 * fifth + 10) * 200 for fifth in range(5)] == expected
+
+
+def test_shape_without_a_run_time_is_refused(locustfile: Any) -> None:
+    with pytest.raises(ValueError, match="--shape spike needs a --run-time"):
+        locustfile.steps_of("spike", None, find_limit=False)
 
 
 def test_sample_images_are_of_several_sizes_and_light_enough_for_a_repository() -> None:
