@@ -39,5 +39,5 @@ def test_accuracy_is_that_of_the_labels(fleet: Fleet, tell: Tell) -> None:
 
 def count(fleet: Fleet, query: str) -> float:
     """Return the one value of a query, 0 if there is none yet."""
-    found = fleet.prometheus.query(query)
+    found = fleet.prometheis[0].query(query)
     return float(found[0]["value"][1]) if found else 0.0

@@ -204,7 +204,8 @@ def test_onnx_runtime_is_installed_for_bundles_that_need_it(
     environment = jinja2.nativetypes.NativeEnvironment()
     known = {"__model_server_given": given, "__model_server_named": manifest, "model_server_torchvision": False}
     needed = environment.from_string(variables["__model_server_onnxruntime"]).render(known)
-    wanted = environment.from_string(variables["__model_server_locks"]).render(known, __model_server_onnxruntime=needed)
+    template = environment.from_string(variables["__model_server_locks"])
+    wanted: Any = template.render(known, __model_server_onnxruntime=needed)  # a list: this environment is a native one
     assert wanted == locks
     assert all((role / "files" / lock).exists() for lock in wanted)
 
