@@ -204,9 +204,11 @@ def test_onnx_runtime_is_installed_for_bundles_that_need_it(
     environment = jinja2.nativetypes.NativeEnvironment()
     known = {"__model_server_given": given, "__model_server_named": manifest, "model_server_torchvision": False}
     needed = environment.from_string(variables["__model_server_onnxruntime"]).render(known)
-    wanted = environment.from_string(variables["__model_server_locks"]).render(known, __model_server_onnxruntime=needed)
-    assert wanted == locks
-    assert all((role / "files" / lock).exists() for lock in wanted)
+    locked: Any = environment.from_string(variables["__model_server_locks"]).render(
+        known, __model_server_onnxruntime=needed
+    )
+    assert locked == locks
+    assert all((role / "files" / lock).exists() for lock in locked)
 
 
 @pytest.mark.parametrize(("torch", "torchvision"), [("2.4.1", "0.19.1"), ("2.8.0", "0.23.0"), ("2.13.0", "0.28.0")])
