@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from tests.unit.model_server.server.gunicorn_process import wait_for
+from tests.unit.plays import ROLES
 from tests.unit.roles import daemons
-from tests.unit.roles.monitoring_play import ROLES, RULES
+from tests.unit.roles.monitoring_play import RULES
 
 pytest.importorskip("ansible")
 
