@@ -251,8 +251,8 @@ def test_monitoring_host_that_is_away_is_told_and_an_alert_is_told_once(
             timeout=30,
             what="the cluster of Alertmanagers",
         )
-        gaps = [longest_gap(prometheus, left) for prometheus in (gone, stays)]
         time.sleep(PEER_TIMEOUT + 2)
+        gaps = [longest_gap(prometheus, left) for prometheus in (gone, stays)]
         assert len(told(of_all)) == 1, "the host that is back does not know what was told"
 
     tell(
