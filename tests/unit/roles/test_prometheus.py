@@ -166,17 +166,20 @@ def test_firewall_opens_them_for_each_other_alone(several: Dict[str, Dict[str, s
 
 
 def test_load_hosts_are_a_job_of_their_own(tmp_path: Path) -> None:
-    """A host that is a server, too, is one; an exporter that is not ours is not scraped."""
+    """A host that is a server, too, is one; an exporter that is not ours is not scraped. Each may be Locust's master."""
     hosts = {
         "server": {"host_address": "192.0.2.1"},
         "load": {"host_address": "192.0.2.31"},
         "bare": {"host_address": "192.0.2.32", "node_exporter_state": "absent"},
     }
     groups = {"model_servers": ["server"], "monitoring": ["server"], "load_generators": ["server", "load", "bare"]}
-    jobs = json.loads(monitoring_play.written(tmp_path, hosts, groups)["server"]["jobs"])
+    texts = monitoring_play.written(tmp_path, hosts, groups)["server"]
+    jobs, firewall = json.loads(texts["jobs"]), json.loads(texts["firewall"])
 
     assert jobs["load_generator"] == ["192.0.2.31:9100"]
     assert jobs["node"] == ["127.0.0.1:9100"]
+    assert firewall["ports"]["other_load_hosts"] == ["5557"]
+    assert firewall["from"]["other_load_hosts"] == ["192.0.2.31", "192.0.2.32"]
 
 
 def test_preflight_judges_what_the_inventory_computes(tmp_path: Path) -> None:
