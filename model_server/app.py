@@ -17,10 +17,12 @@ from starlette.routing import Mount, Route
 from model_server.api_keys import ApiKeys
 from model_server.feedback import FEEDBACK_ERRORS, FEEDBACK_REQUEST, Feedback, FeedbackAnswer, PredictionIds
 from model_server.metrics.exposition import CONTENT_TYPE, Page
+from model_server.metrics.feedback import FAMILIES as FEEDBACK_FAMILIES
 from model_server.metrics.feedback import FeedbackMetrics
 from model_server.metrics.journal import LimitedLog
 from model_server.metrics.predictions import ModelMetrics, Reason
 from model_server.metrics.requests import RequestMetrics
+from model_server.metrics.shadow import PREFIX as SHADOW_PREFIX
 from model_server.metrics.slots import check_metrics_dir
 from model_server.middleware import LOOPBACK, InternalPages, Methods, WithoutRanges, allowed_methods
 from model_server.model.bundle import BundleError, read_bundle
@@ -170,7 +172,14 @@ def instrument(
     requests = RequestMetrics(paths, metrics.registry, app.state.journal)
     app.add_middleware(requests.wrap)
     if metrics_dir is not None:
-        page = Page(metrics_dir, lambda key: metrics.has(key.name, key.labels) or key.family in requests.families)
+        # These have series that come into being later, in another process perhaps.
+        lasting = requests.families | FEEDBACK_FAMILIES
+        page = Page(
+            metrics_dir,
+            lambda key: (
+                metrics.has(key.name, key.labels) or key.family in lasting or key.family.startswith(SHADOW_PREFIX)
+            ),
+        )
         page.render()  # parsed once here, before the fork, instead of in every worker
     return requests.count
 

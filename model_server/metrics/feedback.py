@@ -11,6 +11,7 @@ from model_server.model.bundle import Manifest
 
 MAX_PAIRS = 2500  # of a class and its label, in each process: further ones count as OTHER
 OTHER = "other"
+FAMILIES = frozenset({"feedback", "feedback_by_confidence", "rejected_feedback"})
 FEW_CLASSES = 10  # of which each pair is there from the start
 
 

@@ -16,6 +16,7 @@ from model_server.model.accuracy import CONFIDENCES
 from model_server.model.bundle import Manifest
 
 PROCESS = "shadow"
+PREFIX = "shadow_"  # of these metrics, and of no others
 STAGES = ("decode", "preprocess", "forward")
 
 

@@ -399,7 +399,9 @@ def test_firewalls_and_the_door_forget_a_monitoring_host(fleet: Fleet) -> None:
     # Whoever watches goes first.
     gone = [line.split()[-1] for line in log if line.startswith("monitor is without")]
     assert gone == ["prometheus", "alertmanager", "grafana", "node_exporter", "firewall", "offline"]
-    forgotten = '{"from": ["192.0.2.20"], "ports": ["8000", "9100", "%s", "3000", "9090", "9093", "9094", "9094/udp"]}'
+    forgotten = (
+        '{"from": ["192.0.2.20"], "ports": ["8000", "9100", "%s", "3000", "9090", "9093", "9094", "9094/udp", "5557"]}'
+    )
     assert [line for line in log if "firewall forget" in line] == [
         f"server-1 firewall forget {forgotten % 8404}",
         f"server-2 firewall forget {forgotten % 8404}",
