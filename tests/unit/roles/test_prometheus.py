@@ -166,7 +166,7 @@ def test_firewall_opens_them_for_each_other_alone(several: Dict[str, Dict[str, s
 
 
 def test_load_hosts_are_a_job_of_their_own(tmp_path: Path) -> None:
-    """A host that is a server, too, is one; an exporter that is not ours is not scraped. Each may be Locust's master."""
+    """A host that is a server, too, is one; an exporter that is not ours is not scraped. Each may be a master."""
     hosts = {
         "server": {"host_address": "192.0.2.1"},
         "load": {"host_address": "192.0.2.31"},
