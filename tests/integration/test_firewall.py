@@ -95,7 +95,7 @@ def test_wrong_list_does_not_lock_out_whoever_runs_the_play(
     try:
         server.run("ufw disable")
         for _ in range(2):
-            ansible.run("ansible-playbook", "playbooks/firewall.yml", *ssh, *wrong)
+            ansible.run("ansible-playbook", "playbooks/firewall.yml", "--limit", "server", *ssh, *wrong)
         assert not can_connect(load, "server", SSH)
         assert can_connect(load, "server", 443)
     finally:
