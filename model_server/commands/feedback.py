@@ -8,7 +8,7 @@ import ssl
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Callable, Dict, Iterator, Tuple
 from urllib.parse import urlsplit
 
 from model_server.commands import CommandError
@@ -93,16 +93,12 @@ class _Server:
             raise CommandError(f"--url is {options.url}; it must be like https://server or http://server:8000.")
         self._url, self._path = options.url, url.path.rstrip("/") + "/feedback"
         self._headers = {"Content-Type": "application/json"}
-        try:
-            if options.api_key_file:
-                self._headers["X-API-Key"] = options.api_key_file.read_text(encoding="utf-8").strip()
-            context = ssl.create_default_context()
-            if options.ca_file:
-                context.load_verify_locations(options.ca_file)
-        except OSError as error:  # also of a file that holds no certificate
-            raise CommandError(
-                f"{options.ca_file or options.api_key_file} cannot be used: {error.strerror}."
-            ) from error
+        context = ssl.create_default_context()
+        if options.api_key_file:
+            key: str = _use(options.api_key_file, lambda file: file.read_text(encoding="utf-8"))
+            self._headers["X-API-Key"] = key.strip()
+        if options.ca_file:
+            _use(options.ca_file, context.load_verify_locations)
         self._connection: http.client.HTTPConnection
         if url.scheme == "https":
             self._connection = http.client.HTTPSConnection(
@@ -131,6 +127,13 @@ class _Server:
                 return response.status, _parse(content)
             problem = "it is overloaded"
         raise CommandError(f"{self._url} did not take row {row}: {problem}; run the same command again later.")
+
+
+def _use(file: Path, take: Callable[[Path], Any]) -> Any:
+    try:
+        return take(file)
+    except OSError as error:  # also of a file that holds no certificate
+        raise CommandError(f"{file} cannot be used: {error.strerror}.") from error
 
 
 def _parse(content: bytes) -> Dict[str, Any]:

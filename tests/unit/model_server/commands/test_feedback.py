@@ -154,6 +154,7 @@ def test_a_file_that_cannot_be_used_is_explained(tmp_path: Path, content: Any, w
         (["--url", "server:8000"], "--url is server:8000; it must be like"),
         (["--url", "http://127.0.0.1:9", "--api-key-file", "none"], "none cannot be used: No such file"),
         (["--url", "https://127.0.0.1:9", "--ca-file", "none"], "none cannot be used: No such file"),
+        (["--url", "https://127.0.0.1:9", "--api-key-file", "key", "--ca-file", "none"], "key cannot be used: No such"),
     ],
 )
 def test_options_that_cannot_be_used_are_explained(write: Write, arguments: List[str], words: str) -> None:
