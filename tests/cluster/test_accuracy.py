@@ -15,6 +15,7 @@ COUNT = 100
 def test_accuracy_is_that_of_the_labels(fleet: Fleet, tell: Tell) -> None:
     """Predicted by one server, labelled at the other, 30 % of the labels are wrong."""
     predicting, told = (server.machine for server in fleet.servers)
+    prometheus = fleet.prometheis[0]
     with predicting.http(MODEL_SERVER_PORT) as predictions, told.http(MODEL_SERVER_PORT) as feedback:
         classes = predictions.get("/model").json()["classes"]
         for number in range(COUNT):
@@ -29,15 +30,9 @@ def test_accuracy_is_that_of_the_labels(fleet: Fleet, tell: Tell) -> None:
         assert feedback.post("/feedback", json=body).status_code == 409
 
     right = 'sum(feedback_by_confidence_total{correct="true"}) / sum(feedback_by_confidence_total)'
-    wait_until(lambda: count(fleet, "sum(feedback_total)") == COUNT, 10, "feedback in Prometheus")
-    accuracy = count(fleet, right)
+    wait_until(lambda: prometheus.total("feedback_total") == COUNT, 10, "feedback in Prometheus")
+    accuracy = prometheus.total(right)
 
     tell("labels at another server", f"{COUNT} labels, 30 wrong: accuracy {accuracy:.1%}")
     assert accuracy == pytest.approx(0.7, abs=0.01)
-    assert count(fleet, "count(model_accuracy_ratio > 0.95)") == len(fleet.servers)
-
-
-def count(fleet: Fleet, query: str) -> float:
-    """Return the one value of a query, 0 if there is none yet."""
-    found = fleet.prometheis[0].query(query)
-    return float(found[0]["value"][1]) if found else 0.0
+    assert prometheus.total("count(model_accuracy_ratio > 0.95)") == len(fleet.servers)

@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Mapping, Optional
+from typing import Callable, Iterator, Mapping, Optional, Tuple
 
 ROLES = Path(__file__).parents[2] / "roles"
 
@@ -37,3 +40,27 @@ def run_play(
         text=True,
         check=False,
     )
+
+
+@contextmanager
+def pages(page: Callable[[str], Tuple[str, str]]) -> Iterator[int]:
+    """Serve what plays ask for by GET, and yield the port: `page` has content type and text of a path."""
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            kind, text = page(self.path)
+            body = text.encode()
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()

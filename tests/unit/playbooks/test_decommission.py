@@ -7,16 +7,14 @@ import json
 import re
 import shutil
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 import yaml
 
-from tests.unit.plays import ROLES, run_play
+from tests.unit.plays import ROLES, pages, run_play
 
 pytest.importorskip("ansible")
 
@@ -192,31 +190,17 @@ class Fleet:
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    class Answers(BaseHTTPRequestHandler):
-        """Haproxy's metrics, and Prometheus' targets."""
+    def page(path: str) -> Tuple[str, str]:
+        """Return haproxy's metrics, or Prometheus' targets."""
+        if path == "/metrics":
+            names = hosts.servers()
+            return "text/plain", "".join(f'haproxy_server_status{{server="{name}"}} 1\n' for name in names)
+        active = [{"discoveredLabels": {"__address__": target}} for target in chain(*hosts.targets().values())]
+        return "application/json", json.dumps({"data": {"activeTargets": active}})
 
-        def do_GET(self) -> None:
-            if self.path == "/metrics":
-                kind = "text/plain"
-                body = "".join(f'haproxy_server_status{{server="{name}"}} 1\n' for name in hosts.servers())
-            else:
-                kind = "application/json"
-                targets = chain(*hosts.targets().values())
-                active = [{"discoveredLabels": {"__address__": target}} for target in targets]
-                body = json.dumps({"data": {"activeTargets": active}})
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        hosts = Fleet(tmp_path, server.server_address[1])
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
+    with pages(page) as port:
+        hosts = Fleet(tmp_path, port)
         yield hosts
-        server.shutdown()
 
 
 def test_server_is_drained_and_forgotten_before_it_goes(fleet: Fleet) -> None:

@@ -4,14 +4,12 @@ import json
 import re
 import shutil
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Dict, Iterator, List, Tuple
 
 import pytest
 
-from tests.unit.plays import ROLES, run_play
+from tests.unit.plays import ROLES, pages, run_play
 
 pytest.importorskip("ansible")
 
@@ -76,22 +74,9 @@ class Servers:
 
 @pytest.fixture
 def servers(tmp_path: Path) -> Iterator[Servers]:
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = hosts.pages[self.path.split("/")[1]].encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
-        hosts = Servers(tmp_path, server.server_address[1])
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
+    with pages(lambda path: ("text/plain", hosts.pages[path.split("/")[1]])) as port:
+        hosts = Servers(tmp_path, port)
         yield hosts
-        server.shutdown()
 
 
 def test_shadow_is_started_and_its_agreement_told(servers: Servers) -> None:

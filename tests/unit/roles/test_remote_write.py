@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Set, Tuple
+from typing import Any, Dict, Set, Tuple
 
 import pytest
 import yaml
@@ -19,8 +19,7 @@ pytest.importorskip("ansible")
 def test_a_store_gets_the_samples_of_both_and_can_tell_them_apart(tmp_path: Path) -> None:
     (port,) = daemons.free_ports(1)
     store = f"127.0.0.1:{port}"
-    # By default, samples wait 5 s for others.
-    remote_write = {"url": f"http://{store}/api/v1/write", "queue_config": {"batch_send_deadline": "200ms"}}
+    remote_write = remote_write_to(store)
     (tmp_path / "play").mkdir()
     with ExitStack() as stack:
         webhook = stack.enter_context(daemons.Webhook())
@@ -50,7 +49,7 @@ def test_a_store_that_takes_nothing_lags_until_it_does(tmp_path: Path) -> None:
     lag = rule["expr"].replace(limit, "> 3")
     (port,) = daemons.free_ports(1)
     store = f"127.0.0.1:{port}"
-    remote_write = {"url": f"http://{store}/api/v1/write", "queue_config": {"batch_send_deadline": "200ms"}}
+    remote_write = remote_write_to(store)
     (tmp_path / "play").mkdir()
     with ExitStack() as stack:
         webhook = stack.enter_context(daemons.Webhook())
@@ -62,6 +61,11 @@ def test_a_store_that_takes_nothing_lags_until_it_does(tmp_path: Path) -> None:
         assert late["metric"]["url"] == remote_write["url"]
         stack.enter_context(daemons.store(tmp_path / "store", store))
         wait_for(lambda: not daemons.query(host.prometheus, lag), 30, "the store has caught up")
+
+
+def remote_write_to(store: str) -> Dict[str, Any]:
+    """Return the configuration; by default, samples wait 5 s for others."""
+    return {"url": f"http://{store}/api/v1/write", "queue_config": {"batch_send_deadline": "200ms"}}
 
 
 def written(store: str) -> Set[Tuple[str, str]]:
