@@ -28,7 +28,7 @@ from model_server.middleware import LOOPBACK, InternalPages, Methods, WithoutRan
 from model_server.model.bundle import BundleError, read_bundle
 from model_server.model_routes import add_model_routes
 from model_server.networks import Networks
-from model_server.predict import PREDICT_ERRORS, PREDICT_REQUEST, ImageClassifier, Prediction, Predictor, Problem
+from model_server.predict import PREDICT_ERRORS, PREDICT_REQUEST, ImageClassifier, Prediction, Predictor
 from model_server.server.http1 import Overload
 from model_server.settings import Settings, SettingsError, read_settings
 
@@ -83,10 +83,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
                 methods=["POST"],
                 response_model=FeedbackAnswer,
                 openapi_extra=FEEDBACK_REQUEST,
-                responses={
-                    status: {"description": description, "model": Problem}
-                    for status, description in FEEDBACK_ERRORS.items()
-                },
+                responses=FEEDBACK_ERRORS,
                 dependencies=needed,
             )
         )

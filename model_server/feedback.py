@@ -23,7 +23,7 @@ from model_server.metrics.feedback import FeedbackMetrics, FeedbackReason
 from model_server.model.accuracy import CONFIDENCES
 from model_server.model.bundle import Manifest
 from model_server.settings import SettingsError
-from model_server.upload import read_body
+from model_server.upload import Problem, read_body
 
 SHORTEST_KEY = 32  # characters
 MAX_BODY_BYTES = 4096
@@ -150,16 +150,19 @@ FEEDBACK_REQUEST: Dict[str, Any] = {
         "content": {"application/json": {"schema": FeedbackRequest.model_json_schema()}},
     }
 }
-FEEDBACK_ERRORS: Dict[int, str] = {
-    400: "The body is no JSON object of an id and a label, or the id is not one of a prediction",
-    401: "The server asks for a key, and the request has none that it knows",
-    403: "The id was signed with another key, or changed",
-    408: "The body arrived too slowly",
-    409: "The id has been used",
-    410: "The prediction is too old",
-    413: "The body is too large",
-    415: "The body is compressed, or no JSON by its type",
-    422: "The label is no class of the model",
+FEEDBACK_ERRORS: Dict[Any, Dict[str, Any]] = {
+    400: {
+        "description": "The body is no JSON object of an id and a label, or the id is not one of a prediction",
+        "model": Problem,
+    },
+    401: {"description": "The server asks for a key, and the request has none that it knows", "model": Problem},
+    403: {"description": "The id was signed with another key, or changed", "model": Problem},
+    408: {"description": "The body arrived too slowly", "model": Problem},
+    409: {"description": "The id has been used", "model": Problem},
+    410: {"description": "The prediction is too old", "model": Problem},
+    413: {"description": "The body is too large", "model": Problem},
+    415: {"description": "The body is compressed, or no JSON by its type", "model": Problem},
+    422: {"description": "The label is no class of the model", "model": Problem},
 }
 
 

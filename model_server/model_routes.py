@@ -16,23 +16,31 @@ class ModelInput(BaseModel):
     std: Tuple[float, float, float]
 
 
-class Model(BaseModel):
-    """The model that answers; `digest` is the SHA-256 of its weights, `classes` are in the order of its outputs."""
+class ModelName(BaseModel):
+    """The model that answered; `digest` is the SHA-256 of its weights."""
 
     name: str
     version: str
     digest: str
+
+
+class Model(ModelName):
+    """The model that answers; `digest` is the SHA-256 of its weights, `classes` are in the order of its outputs."""
+
     architecture: str
     input: ModelInput
     classes: List[str]
 
 
+def name_of(manifest: Manifest) -> Dict[str, str]:
+    """Return the fields of `ModelName`."""
+    return {"name": manifest.name, "version": manifest.version, "digest": manifest.weights_sha256}
+
+
 def add_model_routes(app: FastAPI, manifest: Manifest, authorize: Callable[[Request], None]) -> None:
     """Add the routes; `authorize` raises for a request that lacks a key."""
     described = Model(
-        name=manifest.name,
-        version=manifest.version,
-        digest=manifest.weights_sha256,
+        **name_of(manifest),
         architecture=manifest.architecture,
         input=ModelInput(size=manifest.input_size, mean=manifest.mean, std=manifest.std),
         classes=list(manifest.classes),

@@ -18,11 +18,12 @@ from model_server.model.accuracy import Accuracy, confidence_bin
 from model_server.model.bundle import Manifest
 from model_server.model.preprocessing import LARGE
 from model_server.model.reference import Reference
+from model_server.model_routes import ModelName, name_of
 from model_server.server.batches import Batches
 from model_server.server.http1 import OVERLOADED, RETRY
 from model_server.server.shadow import Copies
 from model_server.settings import Settings
-from model_server.upload import CLIENT_CLOSED_REQUEST, FIELD, RejectedInputError, read_upload
+from model_server.upload import CLIENT_CLOSED_REQUEST, FIELD, Problem, RejectedInputError, read_upload
 
 if TYPE_CHECKING:  # the import of torch takes seconds
     from torch import Tensor
@@ -51,14 +52,6 @@ class ImageClassifier(Protocol):
     def classify_batch(self, images: "Sequence[Tensor]") -> Sequence[Tuple[str, float]]: ...
 
 
-class ModelName(BaseModel):
-    """The model that answered; `digest` is the SHA-256 of its weights."""
-
-    name: str
-    version: str
-    digest: str
-
-
 class Prediction(BaseModel):
     """The answer to an image; `filename` is null when it came as the bare body.
 
@@ -73,12 +66,6 @@ class Prediction(BaseModel):
     confidence: Optional[float] = None
     model: Optional[ModelName] = None
     timings_ms: Optional[Dict[str, float]] = None
-
-
-class Problem(BaseModel):
-    """The answer to a request that was refused: what was wrong, in one sentence."""
-
-    detail: str
 
 
 DETAILS = frozenset({"", "true"})  # values of the query's field `details` that ask for them
@@ -127,8 +114,7 @@ class Predictor:
     ) -> None:
         self._settings, self._model, self._metrics, self._keys, self._ids = settings, model, metrics, keys, ids
         self.copies = Copies(settings.runtime_dir)
-        manifest = model.manifest
-        self._named = {"name": manifest.name, "version": manifest.version, "digest": manifest.weights_sha256}
+        self._named = name_of(model.manifest)
         self._headers = {f"X-Model-{field.capitalize()}": value for field, value in self._named.items()}
         self._fast_for = model.manifest.input_size if settings.decoding == "fast" else None
         self._batches = Batches(model.classify_batch, model.batch_size, metrics.queue)

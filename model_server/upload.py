@@ -5,6 +5,7 @@ from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 from urllib.parse import unquote_to_bytes
 
 from fastapi import HTTPException
+from pydantic import BaseModel
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
@@ -23,6 +24,12 @@ CLIENT_CLOSED_REQUEST = 499  # nobody reads this answer; the metrics need a stat
 
 EXTENDED_NAME = re.compile(rb"filename\*\s*=\s*([\w-]+)'[^']*'([^;\s]+)", re.IGNORECASE)
 FOLD = re.compile(rb"\r\n[ \t]+")  # a header that goes on in the next line
+
+
+class Problem(BaseModel):
+    """The answer to a request that was refused: what was wrong, in one sentence."""
+
+    detail: str
 
 
 class RejectedInputError(HTTPException):

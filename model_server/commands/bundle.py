@@ -18,7 +18,7 @@ from model_server.commands import CommandError
 from model_server.commands.classifier import load_classifier, without_pickle
 from model_server.commands.engines import choose
 from model_server.commands.images import find_images, read_images
-from model_server.model.accuracy import Accuracy, measure, write_accuracy
+from model_server.model.accuracy import Accuracy, measure
 from model_server.model.bundle import (
     ACCURACY,
     FRUIT_CLASSIFIER,
@@ -36,7 +36,7 @@ from model_server.model.bundle import (
     refuse_existing,
     write_bundle,
 )
-from model_server.model.reference import write_whole
+from model_server.model.reference import write_json, write_whole
 
 if TYPE_CHECKING:  # the import of torch takes seconds
     from model_server.model.classifier import Classifier
@@ -169,7 +169,7 @@ def check(options: argparse.Namespace) -> None:
     if labelled:
         accuracy = _judge(classifier, labelled, options.labelled)
         try:
-            write_accuracy(options.directory / ACCURACY, accuracy)
+            write_json(options.directory / ACCURACY, accuracy)
         except OSError as error:
             raise BundleError(f"{options.directory} cannot be written to: {error.strerror}.") from error
         _say(f"written:      {options.directory / ACCURACY}, with which the server estimates its accuracy")

@@ -7,7 +7,7 @@ from model_server.commands import CommandError
 from model_server.commands.classifier import load_classifier
 from model_server.commands.images import SUFFIXES, find_images, read_images
 from model_server.model.bundle import REFERENCE, BundleError, read_model
-from model_server.model.reference import BINS, build, write_reference
+from model_server.model.reference import BINS, build, write_json
 
 FEWEST_IMAGES = len(BINS)
 STEADY_IMAGES = 200
@@ -57,7 +57,7 @@ def write_reference_of(options: argparse.Namespace) -> None:
         raise CommandError(f"{len(observations)} images are left, too few; give {FEWEST_IMAGES} or more.")
     written = options.bundle / REFERENCE
     try:
-        write_reference(written, build(observations, bundle.manifest.classes))
+        write_json(written, build(observations, bundle.manifest.classes))
     except OSError as error:
         raise BundleError(f"{options.bundle} cannot be written to: {error.strerror}.") from error
     if len(observations) < STEADY_IMAGES:

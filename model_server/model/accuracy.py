@@ -9,12 +9,9 @@ A bin is named after its upper bound, and there is one only where images fell in
 
 from bisect import bisect_left
 from math import isnan
-from pathlib import Path
 from typing import Dict, Iterable, List, Tuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from model_server.model.reference import write_whole
 
 CONFIDENCES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)  # upper bounds of the bins
 CONFIDENCE_BINS = tuple(map(str, CONFIDENCES))
@@ -86,8 +83,3 @@ def measure(answers: Iterable[Tuple[float, bool]], weights_sha256: str) -> Accur
         count[1] += is_right
     bins = {name: Judged(images=images, right=right) for name, (images, right) in sorted(counts.items())}
     return Accuracy(weights_sha256=weights_sha256, bins=bins)
-
-
-def write_accuracy(path: Path, accuracy: Accuracy) -> None:
-    """Write it as JSON at `path`, as `write_whole` does."""
-    write_whole(path, (accuracy.model_dump_json(indent=2) + "\n").encode())

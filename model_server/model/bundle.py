@@ -20,8 +20,8 @@ from typing import Dict, Literal, NamedTuple, Optional, Sequence, Tuple, Type, T
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
-from model_server.model.accuracy import Accuracy, write_accuracy
-from model_server.model.reference import PREDICTED_CLASS, Reference, write_reference
+from model_server.model.accuracy import Accuracy
+from model_server.model.reference import PREDICTED_CLASS, Reference, write_json
 
 MANIFEST = "model.yaml"
 SAFETENSORS, PICKLED = "weights.safetensors", "weights.pt"  # a bundle has one of them
@@ -221,10 +221,9 @@ def write_bundle(
             (staging / ONNX).write_bytes(onnx)
         text = yaml.safe_dump(bundle.manifest.model_dump(mode="json", exclude_unset=True), sort_keys=False)
         (staging / MANIFEST).write_text(text, encoding="utf-8")
-        if findings.reference is not None:
-            write_reference(staging / REFERENCE, findings.reference)
-        if findings.accuracy is not None:
-            write_accuracy(staging / ACCURACY, findings.accuracy)
+        for name, found in ((REFERENCE, findings.reference), (ACCURACY, findings.accuracy)):
+            if found is not None:
+                write_json(staging / name, found)
         os.rename(staging, path)
     except OSError as error:
         raise BundleError(f"The bundle {path} cannot be written: {error.strerror}.") from error

@@ -102,9 +102,9 @@ def _edges(values: Sequence[float], steps: int) -> Tuple[float, ...]:
     return tuple(edge / steps for edge in sorted({*deciles, *above}) if 0 < edge < steps)
 
 
-def write_reference(path: Path, reference: Reference) -> None:
-    """Write a reference as JSON at `path`, as `write_whole` does."""
-    write_whole(path, (reference.model_dump_json(indent=2) + "\n").encode())
+def write_json(path: Path, findings: BaseModel) -> None:
+    """Write what a bundle says of its model as JSON at `path`, as `write_whole` does."""
+    write_whole(path, (findings.model_dump_json(indent=2) + "\n").encode())
 
 
 def write_whole(path: Path, content: bytes) -> None:

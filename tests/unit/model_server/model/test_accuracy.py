@@ -5,8 +5,9 @@ from typing import Any, Dict
 import pytest
 
 from model_server.metrics.predictions import ModelMetrics, RequestTimings
-from model_server.model.accuracy import CONFIDENCE_BINS, confidence_bin, measure, write_accuracy
+from model_server.model.accuracy import CONFIDENCE_BINS, confidence_bin, measure
 from model_server.model.bundle import BundleError, read_bundle, write_bundle
+from model_server.model.reference import write_json
 from tests.unit.model_server.bundle_fields import SMALL
 from tests.unit.model_server.test_app import MANIFEST
 
@@ -51,7 +52,7 @@ def test_a_bundle_keeps_it(tmp_path: Path) -> None:
     accuracy = measure(ANSWERS, read_bundle(bundle).manifest.weights_sha256)
     assert read_bundle(bundle).accuracy is None
 
-    write_accuracy(bundle / "accuracy.json", accuracy)
+    write_json(bundle / "accuracy.json", accuracy)
     assert read_bundle(bundle).accuracy == accuracy
 
 
