@@ -7,6 +7,7 @@ panel types and options that 8.0 lacks are refused by the tests, not translated 
 import json
 from string import ascii_uppercase
 from typing import Any, Dict
+from zlib import crc32
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
@@ -39,7 +40,8 @@ def as_json(dashboard: Dashboard) -> Dict[str, Any]:
         del variable["id"]
         variable["datasource"] = DATASOURCE
     for number, panel in enumerate(board["panels"], 1):
-        panel["id"] = number
+        # The same for as long as a panel has its title: alerts link to it (`?viewPanel=`).
+        panel["id"] = 1000 + crc32(panel["title"].encode()) % 1_000_000 if panel.get("title") else number
         for letter, target in zip(ascii_uppercase, panel.get("targets", [])):
             panel["datasource"] = DATASOURCE
             target["refId"] = letter

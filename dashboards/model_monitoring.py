@@ -1,17 +1,21 @@
 """The dashboard of the model server and its hosts: operation, resources, the model's figures and its health."""
 
-from typing import Iterable
+from typing import Iterable, Sequence
 
 from grafana_foundation_sdk.builders import dashboard as builders
+from grafana_foundation_sdk.builders import timeseries
 from grafana_foundation_sdk.models.dashboard import VariableOption, VariableRefresh, VariableSort
 
 from dashboards.panels import (
     Marks,
     Panel,
+    Query,
     add_row,
     bars,
     board,
     coloured,
+    counts,
+    dashed,
     mean,
     metric,
     note,
@@ -38,6 +42,7 @@ PREDICTED = 'path="/predict",status_code=~"2.."'
 
 # Hosts that send load are a job of their own: their processors and disks are no server's.
 SERVERS, LOAD_HOSTS = (f'job{operator}"load_generator"' for operator in ("!=", "="))
+LABELLED, RIGHT, WRONG = "feedback_by_confidence_total", 'correct="true"', 'correct="false"'
 SENT, SENT_FAILED, SENT_DURATION = "locust_requests_total", "locust_failures_total", "locust_request_duration_seconds"
 
 IDLE, BUSY = 'mode="idle"', 'mode!="idle"'
@@ -55,8 +60,13 @@ NAMED = f'label_join({MODEL}, "model", " ", "version", "digest")'
 _SHADOW = f'label_replace({metric("shadow_info")}, "digest", "$1 (shadow)", "sha256", "(.{{12}}).*")'
 NAMED_SHADOW = f'label_join({_SHADOW}, "model", " ", "version", "digest")'
 
-# The objectives: a p50 above 50 ms or a p99 above 300 ms, for 5 minutes, is a breach.
-OBJECTIVES = ((None, "green"), (0.05, "orange"), (0.3, "red"))
+# The objectives for latency, as the rules have them: `prometheus_objective_…` of the role.
+OBJECTIVES = {0.5: "objective:latency_p50:seconds", 0.99: "objective:latency_p99:seconds"}
+OF_THE_OBJECTIVE = ((None, "green"), (0.8, "orange"), (1, "red"))
+BUDGET_LEFT = ((None, "red"), (0, "orange"), (0.25, "green"))
+NO_ALERT = ((None, "green"), (1, "red"))
+FIRING = 'ALERTS{alertstate="firing"}'
+ALL_SERVERS = "It is of all servers, and does not follow the choice of hosts."
 FULLNESS = ((None, "green"), (0.8, "orange"), (0.9, "red"))
 # The usual reading of the population stability index: from 0.1 on a shift, from 0.25 on a large one.
 SHIFT = ((None, "green"), (0.1, "orange"), (0.25, "red"))
@@ -83,6 +93,7 @@ def dashboard() -> builders.Dashboard:
     add_row(made, "Resource Metrics", resources())
     add_row(made, "Load Test: Client and Server", load_test())
     add_row(made, "Model Performance Metrics", model_performance())
+    add_row(made, "Model Quality: Labels and Estimates", model_quality())
     add_row(made, "Model Health: Inputs, Confidence and Drift", model_health())
     add_row(made, "Models Side by Side", models())
     return made
@@ -122,20 +133,31 @@ def deployments() -> Marks:
     While the former and the next master answer scrapes by turns, each page has the moment with its own model, so that
     a series has the same one again, and Grafana marks it once.
     """
-    moment = f"1000 * {metric('model_loaded_timestamp_seconds')} * on (instance, job) group_right {MODEL}"
+    # Grafana draws a moment from before the time shown, too: at the edge, or inside another graph.
+    moments = f"(1000 * {metric('model_loaded_timestamp_seconds')} >= $__from)"
+    moment = f"{moments} * on (instance, job) group_right {MODEL}"
     text = "release {{release}}, {{name}} {{version}} ({{digest}}) on {{instance}}"
     return Marks("Deployment or restart", text, moment, "purple")
 
 
+def objectives(*of: float) -> Sequence[Query]:
+    return [(OBJECTIVES[quantile], f"objective p{quantile * 100:.0f}") for quantile in of]
+
+
+def with_objectives(panel: timeseries.Panel) -> timeseries.Panel:
+    return dashed(dashed(panel, "/^objective p50$/", "orange"), "/^objective p99$/", "red")
+
+
 def top() -> Iterable[Panel]:
+    """What one look at the page tells: is it up, is it fast, is it right."""
     yield (
         number(
             "Date and time",
-            "dateTimeAsIso",
+            "time:YYYY-MM-DD HH:mm:ss",
             "Prometheus' clock, in this browser's time zone. While it stands still, no figure here is fresh.",
             ("vector(time()) * 1000", "now"),
         )
-        .span(6)
+        .span(5)
         .height(3)
     )
     yield (
@@ -146,86 +168,142 @@ def top() -> Iterable[Panel]:
             (f"sum({metric('up')})", "up"),
             (f"count({metric('up')})", "of"),
         )
-        .span(5)
+        .span(3)
         .height(3)
     )
     yield (
-        note(
-            "The objectives: **p50 up to 50 ms**, **p99 up to 300 ms**. Either above it for 5 minutes is a breach.",
-            "Rates are taken over 20 seconds or more, and over four scrapes or more.",
+        number(
+            "Latency, of its objective",
+            "percentunit",
+            "Time from request to answer, as a share of the objective for it: above 100 % it is slower than it should "
+            "be. Empty while nothing is asked.",
+            *(
+                (f"({promql}) / scalar({objective})", legend)
+                for objective, (promql, legend) in zip(
+                    OBJECTIVES.values(), quantiles(DURATION, CLIENTS, NOT_REFUSED, by=tuple(OBJECTIVES))
+                )
+            ),
+            limits=OF_THE_OBJECTIVE,
         )
-        .span(13)
+        .decimals(0)
+        .span(4)
+        .height(3)
+    )
+    yield (
+        number(
+            "Error budget left",
+            "percentunit",
+            "Of the failed answers (5xx) that the objective allows in its days, the share that has not happened yet. "
+            f"Below 0 the objective is missed. {ALL_SERVERS}",
+            ("min(job:fastapi_error_budget:left_ratio)", "left"),
+            limits=BUDGET_LEFT,
+        )
+        .decimals(0)
+        .span(3)
+        .height(3)
+    )
+    yield (
+        number(
+            "Accuracy",
+            "percentunit",
+            "Share of right predictions: of those labelled within a day, as the confidence of the last 15 minutes lets "
+            "expect, and as the bundle promises. Empty where there are no labels, or where the bundle has no "
+            f"`accuracy.json`. {ALL_SERVERS}",
+            ("min(version:feedback_right:ratio1d)", "labelled"),
+            ("min(job:expected_right_predictions:ratio15m)", "estimate"),
+            ("min(version:model_accuracy:ratio)", "bundle"),
+        )
+        .decimals(1)
+        .no_value("unknown")
+        .span(6)
+        .height(3)
+    )
+    yield (
+        number(
+            "Largest drift",
+            "none",
+            "Population stability index of the feature that has moved most, in the last 5 minutes: from 0.1 on look "
+            f"closer, from 0.25 on the inputs are others than those of the reference. {ALL_SERVERS}",
+            ("max(feature:feature_observations:psi5m)", "psi"),
+            limits=SHIFT,
+        )
+        .decimals(2)
+        .no_value("unknown")
+        .span(3)
+        .height(3)
+    )
+    no_alert = f'label_replace(absent({FIRING}) - 1, "alertname", "none", "", "")'
+    yield (
+        number(
+            "Alerts firing",
+            "none",
+            "Alerts that fire, by name, with their number. Each has a section in docs/runbooks.md. "
+            "This does not follow the choice of hosts.",
+            (f"count by (alertname) ({FIRING}) or {no_alert}", "{{alertname}}"),
+            limits=NO_ALERT,
+            named=True,
+        )
+        .span(24)
         .height(3)
     )
 
 
 def operation() -> Iterable[Panel]:
+    yield note(
+        "Fast enough: **p50** and **p99** stay below their dashed lines, the objectives. Working: nothing is red "
+        "(5xx), and no line of requests in progress climbs."
+    )
+    latency = series(
+        "Server latency",
+        "s",
+        "Time from request to answer, at all endpoints, without refusals (503). Half of the requests are faster than "
+        "p50, all but 1 in 100 faster than p99. The dashed lines are the objectives. A quantile is interpolated "
+        "between the bounds of a histogram's buckets: small differences mean little.",
+        *quantiles(DURATION, CLIENTS, NOT_REFUSED),
+        *objectives(0.5, 0.99),
+    )
+    yield with_objectives(latency).span(12).height(7)
+    by_status = series(
+        "Requests by status code",
+        "reqps",
+        "Answers per second, by HTTP status code. 2xx: served. 4xx: the client sent what is no image. "
+        "5xx: the server failed, and its log says why. Rates are taken over 20 seconds or more, and four scrapes or "
+        "more.",
+        (f"sum by (status_code) ({rate(REQUESTS, CLIENTS)})", "{{status_code}}"),
+        stacked=True,
+    )
+    colours = {"/^2/": "green", "/^3/": "blue", "/^4/": "orange", "/^5/": "red"}
+    yield coloured(by_status, colours).span(12).height(7)
     answers = f"sum({rate(REQUESTS, CLIENTS, ANSWERS, window='1m')})"
     failures = f"(sum({rate(REQUESTS, CLIENTS, SERVER_ERRORS, window='1m')}) or vector(0))"
     yield share(
         "HTTP success rate",
-        "Share of the answers of the last minute that were no server error (5xx).",
+        "Share of the answers of the last minute that were no server error (5xx). A client's own mistake (4xx) is no "
+        "failure of the server; one that goes away (499) gets no answer. While nothing is asked, nothing fails: 100 %.",
         (f"1 - {failures} / clamp_min({answers}, 1e-9)", "1 m average"),
         limits=SUCCESS,
-    ).span(5)
-    yield note(
-        "**HTTP success rate**",
-        "Of all answers of the last minute, the share that was not a 5xx. A client's own mistake (4xx) is no failure "
-        "of the server; one that goes away (499) gets no answer. While nothing is asked, nothing fails: 100 %.",
-    ).span(4)
-    by_status = series(
-        "Requests by status code",
-        "reqps",
-        "Answers per second, by HTTP status code.",
-        (f"sum by (status_code) ({rate(REQUESTS, CLIENTS)})", "{{status_code}}"),
-        stacked=True,
-    ).span(11)
-    yield coloured(by_status, {"/^2/": "green", "/^3/": "blue", "/^4/": "orange", "/^5/": "red"})
-    yield note(
-        "**Requests by status code**",
-        "The load, and how it ends. 2xx: served. 4xx: the client sent what is no image. "
-        "5xx: the server failed, and its log says why.",
-    ).span(4)
+    ).span(6)
     pending = metric("fastapi_requests_in_progress")  # it has no path: each server's own scrape is in it, as 1
-    yield series(
+    yield counts(
         "Requests in progress",
-        "short",
-        "Requests that have come in and are not answered yet, over all workers and without the scrape itself.",
+        "The queue: requests that have come in and are not answered yet, over all workers and without the scrape "
+        "itself. If it keeps growing, requests come faster than they are answered.",
         (f"clamp_min(sum({pending}) - count(count by (instance) ({pending})), 0)", "in progress"),
-    ).span(8)
-    yield note(
-        "**Requests in progress**",
-        "The queue. It should swing around a small figure. If it keeps growing, requests come faster than they are "
-        "answered.",
-    ).span(4)
+    ).span(9)
     yield bars(
         "Total requests by endpoint",
         "short",
-        "Answers since the model server's start, scrapes and probes included.",
+        "Answers since the model server's start. `/metrics` grows by one with each scrape, which no other panel "
+        "counts.",
         (f"sum by (method, path) ({metric(REQUESTS)})", "{{method}} {{path}}"),
-    ).span(8)
-    yield note(
-        "**Total requests by endpoint**",
-        "What was asked since the model server's start. `/metrics` grows by one with each scrape, which no other "
-        "panel counts.",
-    ).span(4)
-    yield series(
-        "Server latency",
-        "s",
-        "Time from request to answer, at all endpoints, without refusals (503). "
-        "The lines across are the objectives for p50 and p99.",
-        *quantiles(DURATION, CLIENTS, NOT_REFUSED),
-        limits=OBJECTIVES,
-    ).span(18)
-    yield note(
-        "**Server latency**",
-        "Half of the requests are faster than **p50**, all but 1 in 100 faster than **p99**. p50 should stay below the "
-        "orange line (50 ms), p99 below the red one (300 ms).",
-        "A quantile is interpolated between the bounds of a histogram's buckets: small differences mean little.",
-    ).span(6)
+    ).span(9)
 
 
 def resources() -> Iterable[Panel]:
+    yield note(
+        "The selected hosts. A processor that is always busy makes requests wait; a file system above **90 %** or a "
+        "memory without **free** parts stops services soon."
+    )
     yield number(
         "Processors",
         "none",
@@ -322,6 +400,10 @@ def resources() -> Iterable[Panel]:
 
 def load_test() -> Iterable[Panel]:
     """Both sides over each other; the client's does not follow the choice of hosts, which are servers."""
+    yield note(
+        "Empty while no Locust runs. A **client** far above the **server** waits in the network, at the front door, or "
+        "in a load host that is busy: above **90 %** of its CPU its latencies are its own."
+    )
     sides = "What the client measures does not follow the choice of hosts."
     client = f"sum by (le) (rate({SENT_DURATION}_bucket[$__rate_interval]))"
     latency = series(
@@ -337,20 +419,14 @@ def load_test() -> Iterable[Panel]:
         "server p50": "light-green",
         "server p99": "green",
     }
-    yield coloured(latency, {f"/^{legend}$/": colour for legend, colour in colours.items()}).span(18)
-    yield note(
-        "**Load test**",
-        "Empty while no Locust runs. Between client and server lie the network, the front door and the wait for a free "
-        "connection: a **client** far above the **server** waits there, or in a load host that is busy.",
-        "Above **90 %** (red) the load host is the limit: its latencies are its own.",
-    ).span(6)
+    yield coloured(latency, {f"/^{legend}$/": colour for legend, colour in colours.items()}).span(12)
     yield series(
         "Requests: client and server",
         "reqps",
         f"Requests per second that Locust has got an answer to, and that the selected servers have answered. {sides}",
         (f"sum(rate({SENT}[$__rate_interval]))", "client"),
         (f"sum({rate(REQUESTS, CLIENTS)})", "server"),
-    ).span(6)
+    ).span(12)
     yield series(
         "Failures: client and server",
         "reqps",
@@ -358,14 +434,13 @@ def load_test() -> Iterable[Panel]:
         f"errors (5xx), some of which Locust asks for. {sides}",
         (f"sum(rate({SENT_FAILED}[$__rate_interval]))", "client"),
         (f"sum({rate(REQUESTS, CLIENTS, SERVER_ERRORS)}) or vector(0)", "server"),
-    ).span(6)
-    yield series(
+    ).span(8)
+    yield counts(
         "Simulated users",
-        "short",
         "Users of each load host's Locust, those of its workers elsewhere included. "
         "This does not follow the choice of hosts.",
         ("sum by (instance) (locust_users)", "{{instance}}"),
-    ).span(6)
+    ).span(8)
     idle = f"avg by (instance) (rate(node_cpu_seconds_total{{{LOAD_HOSTS},{IDLE}}}[$__rate_interval]))"
     yield (
         series(
@@ -378,21 +453,23 @@ def load_test() -> Iterable[Panel]:
             limits=LOAD_HOST,
         )
         .max(1)
-        .span(6)
+        .span(8)
     )
 
 
 def model_performance() -> Iterable[Panel]:
-    yield series(
+    yield note("What the model answers, and how long a client waits for it. A class that vanishes is worth a look.")
+    latency = series(
         "Inference latency",
         "s",
-        "Time from request to prediction at /predict. The lines across are the objectives for p50 and p99.",
+        "Time from request to prediction at /predict. The dashed lines are the objectives for p50 and p99.",
         *quantiles(DURATION, PREDICTED),
-        limits=OBJECTIVES,
-    ).span(10)
+        *objectives(0.5, 0.99),
+    )
+    yield with_objectives(latency).span(10)
     yield series(
         "Predictions by class",
-        "short",
+        "reqps",
         "Predictions per second, by predicted class.",
         (f"sum by (class) ({rate(PREDICTIONS)})", "{{class}}"),
         stacked=True,
@@ -405,74 +482,122 @@ def model_performance() -> Iterable[Panel]:
     ).span(6)
 
 
+def model_quality() -> Iterable[Panel]:
+    """Whether the answers are right: by labels, and before they come, by confidence."""
+    yield note(
+        "Right: **labelled** and **estimate** stay near the dashed line, the accuracy that the bundle promises. Labels "
+        "come by `/feedback`. A model that is sure and wrong deceives the estimate: labels are the truth."
+    )
+    accuracy = series(
+        "Accuracy: labels, estimate and bundle",
+        "percentunit",
+        "Share of right predictions: of those labelled within a day, by version; as the confidence of the last 15 "
+        f"minutes lets expect; and on the images that the bundle was judged by. {ALL_SERVERS}",
+        ("version:feedback_right:ratio1d", "labelled {{version}}"),
+        ("job:expected_right_predictions:ratio15m", "estimate"),
+        ("version:model_accuracy:ratio", "bundle {{version}}"),
+    ).max(1)
+    yield dashed(accuracy, "/^bundle/", "green").span(9)
+    yield series(
+        "Feedback",
+        "reqps",
+        "Labels per second that clients sent: for right and for wrong predictions, and those that were refused, by "
+        "reason.",
+        (f"sum({rate(LABELLED, RIGHT)})", "right"),
+        (f"sum({rate(LABELLED, WRONG)})", "wrong"),
+        (f"sum by (reason) ({rate('rejected_feedback_total')}) > 0", "refused: {{reason}}"),
+        stacked=True,
+    ).span(5)
+    mistaken = f"sum by (class, label) (increase({metric('feedback_total')}[1d]))"
+    yield bars(
+        "Most frequent mistakes",
+        "short",
+        "Labels of the last day that differ from the prediction: what was predicted, and what it really was.",
+        (
+            f'topk(10, (label_replace({mistaken}, "same", "$1", "label", "(.*)") '
+            f'unless label_replace({mistaken}, "same", "$1", "class", "(.*)")) > 0)',
+            "{{class}}, really {{label}}",
+        ),
+    ).span(5)
+    right, labelled = (f"sum by (bin) (increase({metric(LABELLED, *which)}[1d]))" for which in ((RIGHT,), ()))
+    yield (
+        bars(
+            "Calibration",
+            "percentunit",
+            "Of the predictions labelled within a day, the share that was right, by the upper bound of their "
+            "confidence: a model that knows what it does not know is right as often as it is sure.",
+            (f"{right} / {labelled} >= 0", "sure up to {{bin}}"),
+            sorted_by_labels=True,
+        )
+        .max(1)
+        .span(5)
+    )
+
+
 def model_health() -> Iterable[Panel]:
+    yield note(
+        "**Drift** from 0.1 on: look closer; from **0.25** on the model answers for other images than it was tested "
+        "with. The **purple lines** are deployments and restarts: point at a foot for which."
+    )
     yield number(
         "Model in service",
         "none",
-        "Selected servers that have loaded this model: its name, version and the start of its weights' SHA-256.",
+        "Selected servers that have loaded this model: its name, version and the start of its weights' SHA-256. "
+        "More than one model is a rollout half done, or a canary.",
         (f"count by (name, version, digest) ({MODEL})", "{{name}} {{version}} ({{digest}})"),
         named=True,
-    ).span(10)
+    ).span(14)
     yield number(
         "Model loaded",
-        "dateTimeAsIso",
+        "time:YYYY-MM-DD HH:mm:ss",
         "When the last of the selected servers loaded its model.",
         (f"1000 * max({metric('model_loaded_timestamp_seconds')})", "loaded"),
-    ).span(6)
-    yield (
-        note(
-            "**Model in service** counts the servers by model: more than one model is a rollout half done. "
-            "The **purple line** through all graphs of this dashboard is where a server loaded its model, at a change "
-            "of the version or a restart; point at its foot for which.",
-        )
-        .span(8)
-        .height(4)
-    )
+    ).span(10)
     yield (
         series(
             "Prediction confidence",
             "percentunit",
-            "How sure the model is: the median (p50) of each predicted class, and p10 over all classes.",
+            "How sure the model is: the median (p50) of each predicted class, and p10 over all classes, which nine of "
+            "ten predictions exceed. A model that meets unknown images is often, not always, less sure of them.",
             *quantiles(CONFIDENCE, by=(0.5,), label="class"),
             *quantiles(CONFIDENCE, by=(0.1,)),
         )
         .max(1)
         .span(8)
     )
-    yield note(
-        "**Prediction confidence**",
-        "Nine of ten predictions are surer than **p10**. A model that meets images unlike those it learned from is "
-        "often, not always, less sure of them.",
-    ).span(4)
     yield series(
         "Stages of a prediction",
         "s",
-        "Mean time per request in each stage; together, about what a prediction takes inside the server.",
+        "Mean time per request in each stage; together, about what a prediction takes inside the server. read waits "
+        "for the client's bytes; decode and preprocess grow with the image; if forward, the model, grows under load, "
+        "the processors are short.",
         mean(STAGES, "stage"),
         stacked=True,
     ).span(8)
-    yield note(
-        "**Stages of a prediction**",
-        "**read** waits for the client's bytes. **decode** and **preprocess** grow with the image. **forward** is the "
-        "model: if it grows under load, the processors are short.",
-    ).span(4)
-    for window, name in (("5m", "5 minutes"), ("1h", "1 hour")):
-        yield series(
-            f"Drift over {name}",
-            "short",
-            f"Population stability index of the last {name} against the reference, by feature, over all servers: "
-            "this does not follow the choice of hosts.",
-            (f"feature:feature_observations:psi{window}", "{{feature}}"),
-            limits=SHIFT,
-        ).span(8)
-    yield note(
-        "**Drift**",
-        "How far the images and predictions of late are from the reference set that the model came with. "
-        "0: the same distribution. From **0.1** on (orange) look closer, from **0.25** on (red) the model answers "
-        "for other images than it was tested with.",
-        "Empty while there are fewer than 200 predictions in the time named, or 20 for each bin, and always for a "
-        "model without a `reference.json`.",
+    yield series(
+        "Rejected inputs by reason",
+        "reqps",
+        "Requests per second whose input was no image that the model takes, by reason. Many of one reason at once are "
+        "a client that has changed; image_too_large and body_too_large are the server's own limits, which its settings "
+        "can move.",
+        (f"sum by (reason) ({rate('rejected_inputs_total')}) > 0", "{{reason}}"),
+        stacked=True,
     ).span(8)
+    for window, name in (("5m", "5 minutes"), ("1h", "1 hour")):
+        yield (
+            series(
+                f"Drift over {name}",
+                "short",
+                f"Population stability index of the last {name} against the reference, by feature; 0 is the same "
+                "distribution. Empty below 200 predictions in that time, or 20 for each bin, and always without a "
+                f"`reference.json`. {ALL_SERVERS}",
+                (f"feature:feature_observations:psi{window}", "{{feature}}"),
+                limits=SHIFT,
+            )
+            .axis_soft_max(0.3)
+            .span(8)
+            .height(12)
+        )
     shares = " or ".join(
         f'label_replace(feature_bin:{recorded}{{feature=~"$feature"}}, "of", "{of}", "", "")'
         for of, recorded in (("observed", "feature_observations:ratio5m"), ("reference", "feature_reference:ratio"))
@@ -480,47 +605,21 @@ def model_health() -> Iterable[Panel]:
     distribution = bars(
         "Observed and reference distribution",
         "percentunit",
-        "Share of each bin of the chosen feature, in the last 5 minutes and in the reference, over all servers: "
-        "this does not follow the choice of hosts.",
+        "Share of each bin of the feature chosen at the top of the page, in the last 5 minutes and in the reference. "
+        "Bins are tenths of the reference, from the lowest values (00) to the highest, or the predicted classes. Empty "
+        f"without a `reference.json`, which `model-server reference` makes from images. {ALL_SERVERS}",
         (f"sum by (bin, of) ({shares})", "{{bin}} {{of}}"),
         sorted_by_labels=True,
     )
-    yield coloured(distribution, {"/ observed$/": "blue", "/ reference$/": "green"}).span(8).height(14)
-    yield (
-        note(
-            "**Observed and reference distribution**",
-            "Of the **feature** chosen at the top of the page. The bins are tenths of the reference set, from the "
-            "lowest values (00) to the highest, or the predicted classes. "
-            "Where blue and green differ, the index above grows.",
-            "Empty for a model without a `reference.json`: `model-server reference` makes one from images.",
-        )
-        .span(4)
-        .height(14)
-    )
-    yield (
-        series(
-            "Rejected inputs by reason",
-            "reqps",
-            "Requests per second whose input was no image that the model takes, by reason.",
-            (f"sum by (reason) ({rate('rejected_inputs_total')})", "{{reason}}"),
-            stacked=True,
-        )
-        .span(8)
-        .height(14)
-    )
-    yield (
-        note(
-            "**Rejected inputs by reason**",
-            "The clients' mistakes, named. Many of one reason at once are a client that has changed; `image_too_large` "
-            "and `body_too_large` are the server's own limits, which its settings can move.",
-        )
-        .span(4)
-        .height(14)
-    )
+    yield coloured(distribution, {"/ observed$/": "blue", "/ reference$/": "green"}).span(8).height(12)
 
 
 def models() -> Iterable[Panel]:
     """What a canary, a shadow or a rollout half done shows: each model beside the other."""
+    yield note(
+        "A canary is judged by classes, confidence, latency and errors: all like those of the other model. One with "
+        "**(shadow)** sees copies of requests and answers nobody: it has no latency and no errors here."
+    )
     predictions = by_model(rate(PREDICTIONS), rate("shadow_predictions_total"))
     classes = f"sum by (model, class) ({predictions}) / on (model) group_left () sum by (model) ({predictions}) >= 0"
     yield (
@@ -531,7 +630,7 @@ def models() -> Iterable[Panel]:
             (classes, "{{model}} {{class}}"),
         )
         .max(1)
-        .span(8)
+        .span(12)
     )
     buckets = by_model(rate(f"{CONFIDENCE}_bucket"), rate(f"shadow_{CONFIDENCE}_bucket"))
     yield (
@@ -542,23 +641,17 @@ def models() -> Iterable[Panel]:
             (f"histogram_quantile(0.5, sum by (le, model) ({buckets})) >= 0", "{{model}}"),
         )
         .max(1)
-        .span(8)
+        .span(12)
     )
-    yield note(
-        "**Models side by side**",
-        "Each line is a model: its version and the start of its weights' SHA-256. There are two while a canary or a "
-        "rollout goes on. One with **(shadow)** sees copies of requests and answers nobody: it has no latency and no "
-        "errors here.",
-        "A canary is judged by all four: classes and confidence like those of the other model, as few errors, as fast.",
-    ).span(8)
     durations = by_model(rate(f"{DURATION}_bucket", PREDICTED))
-    yield series(
+    latency = series(
         "Latency by model",
         "s",
-        "p99 of the time from request to prediction at /predict, by model.",
+        "p99 of the time from request to prediction at /predict, by model. The dashed line is the objective.",
         (f"histogram_quantile(0.99, sum by (le, model) ({durations})) >= 0", "{{model}}"),
-        limits=OBJECTIVES,
-    ).span(8)
+        *objectives(0.99),
+    )
+    yield with_objectives(latency).span(8)
     answers, errors = (
         f"sum by (model) ({by_model(rate(REQUESTS, CLIENTS, *which))})" for which in ((), (SERVER_ERRORS,))
     )

@@ -19,6 +19,11 @@ Limits = Sequence[Tuple[Optional[float], str]]  # from this value on, this colou
 PanelBuilder = TypeVar("PanelBuilder", bargauge.Panel, gauge.Panel, piechart.Panel, stat.Panel, timeseries.Panel)
 Coloured = TypeVar("Coloured", bargauge.Panel, timeseries.Panel)
 PLAIN: Limits = ((None, "blue"),)
+# An axis reaches at least this far, by its unit: Grafana's own for a flat 0 ends at 100.
+SOFT_MAXIMA = {"Bps": 1e4, "bytes": 1e6, "percentunit": 0.1, "reqps": 1, "s": 0.01, "short": 1}
+COUNT_SOFT_MAXIMUM = 4
+# In pixels. Grafana's automatic size makes legends tiny and breaks long values into two lines.
+TEXT, TITLE = 22, 13
 
 TAG = "model-monitoring"
 # The dashboard's refresh. The datasource gives the least step of panels: this, or a longer scrape interval, so that
@@ -87,7 +92,7 @@ def _panel(
 def series(
     title: str, unit: str, description: str, *queries: Query, stacked: bool = False, limits: Limits = ()
 ) -> timeseries.Panel:
-    """Lines over time, from 0; the limits are drawn as lines across."""
+    """Lines over time, from 0, filled where they are stacked; the limits are drawn as lines across."""
     stacking = options.StackingMode.NORMAL if stacked else options.StackingMode.NONE
     legend = (
         common.VizLegendOptions()
@@ -100,10 +105,11 @@ def series(
         .color_scheme(_colours(model.FieldColorModeId.PALETTE_CLASSIC))
         .draw_style(options.GraphDrawStyle.LINE)
         .line_width(1)
-        .fill_opacity(30 if stacked else 10)
+        .fill_opacity(30 if stacked else 0)
         .show_points(options.VisibilityMode.NEVER)
         .stacking(common.StackingConfig().group("A").mode(stacking))
         .min(0)
+        .axis_soft_max(SOFT_MAXIMA[unit])
         .legend(legend)
         .tooltip(common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI))
     )
@@ -111,6 +117,23 @@ def series(
         style = common.GraphThresholdsStyleConfig().mode(options.GraphTresholdsStyleMode.LINE)
         panel.thresholds(_thresholds(limits)).thresholds_style(style)
     return panel
+
+
+def counts(title: str, description: str, *queries: Query) -> timeseries.Panel:
+    """Lines over time of whole numbers."""
+    return series(title, "short", description, *queries).axis_soft_max(COUNT_SOFT_MAXIMUM).decimals(0)
+
+
+def dashed(panel: timeseries.Panel, regex: str, colour: str) -> timeseries.Panel:
+    """The panel with lines of one legend dashed, in this colour: what the others are compared with."""
+    return panel.override_by_regexp(
+        regex,
+        [
+            model.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": colour}),
+            model.DynamicConfigValue(id_val="custom.lineStyle", value={"fill": "dash", "dash": [10, 10]}),
+            model.DynamicConfigValue(id_val="custom.fillOpacity", value=0),
+        ],
+    )
 
 
 def coloured(panel: Coloured, colours: Dict[str, str]) -> Coloured:
@@ -134,6 +157,7 @@ def number(
         .graph_mode(options.BigValueGraphMode.NONE)
         .justify_mode(options.BigValueJustifyMode.AUTO)
         .text_mode(options.BigValueTextMode.VALUE_AND_NAME if named else options.BigValueTextMode.AUTO)
+        .text(common.VizTextDisplayOptions().value_size(TEXT).title_size(TITLE))
         .orientation(options.VizOrientation.AUTO)
     )
 
@@ -189,9 +213,9 @@ def pie(title: str, unit: str, description: str, *queries: Query) -> piechart.Pa
     )
 
 
-def note(*paragraphs: str) -> text.Panel:
-    """A few sentences, in Markdown, for the person who reads the panel beside it."""
-    return text.Panel().mode(TextMode.MARKDOWN).content("\n\n".join(paragraphs)).height(8)
+def note(sentences: str) -> text.Panel:
+    """One paragraph, in Markdown, for a whole row: what to look at first. The rest is behind each panel's ⓘ."""
+    return text.Panel().mode(TextMode.MARKDOWN).content(sentences).span(24).height(2)
 
 
 class Marks(model.AnnotationQuery, Builder[model.AnnotationQuery]):

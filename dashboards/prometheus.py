@@ -4,7 +4,7 @@ from typing import Iterable
 
 from grafana_foundation_sdk.builders import dashboard as builders
 
-from dashboards.panels import Panel, Query, add_row, board, note, number, series
+from dashboards.panels import Panel, Query, add_row, board, counts, note, number, series
 
 FIRING = 'ALERTS{alertstate="firing"}'
 # The shortest, where jobs have intervals of their own.
@@ -99,104 +99,83 @@ def top() -> Iterable[Panel]:
 
 
 def scrapes() -> Iterable[Panel]:
-    yield series(
-        "Targets up by job",
-        "short",
-        "Targets of each job that answered their last scrape.",
-        ("sum by (job) (up)", "{{job}}"),
-    ).span(8)
     yield note(
-        "**Targets up by job**",
-        "A line that falls is a target that does not answer: the service is down, or the network is. "
-        "A job that is missing has no targets.",
-    ).span(4)
+        "A scrape must be over before the next one is due: at **100 %** of the interval it is given up, and the target "
+        "counts as down. A line of targets that falls is a service or a network that is down."
+    )
+    yield counts(
+        "Targets up by job",
+        "Targets of each job that answered their last scrape. A job that is missing has no targets.",
+        ("sum by (job) (up)", "{{job}}"),
+    ).span(12)
     yield series(
         "Samples per scrape by job",
         "short",
-        "Samples that all targets of a job give in one scrape.",
+        "Samples that all targets of a job give in one scrape. It should be level: a line that climbs and climbs is a "
+        "label with ever new values, and will fill memory and disk.",
         ("sum by (job) (scrape_samples_scraped)", "{{job}}"),
-    ).span(8)
-    yield note(
-        "**Samples per scrape by job**",
-        "It should be level. A line that climbs and climbs is a label with ever new values, "
-        "and will fill memory and disk.",
-    ).span(4)
+    ).span(12)
     yield series(
         "Scrape duration by job",
         "s",
         "How long the slowest target of each job takes to answer a scrape.",
         ("max by (job) (scrape_duration_seconds)", "{{job}}"),
-    ).span(6)
+    ).span(8)
     yield series(
         "Share of the interval taken",
         "percentunit",
-        "Duration of the slowest scrape of each job, of the interval between two scrapes.",
+        "Duration of the slowest scrape of each job, of the interval between two scrapes. From 50 % on there is little "
+        "left for a busy moment.",
         (f"max by (job) (scrape_duration_seconds) / scalar({INTERVAL})", "{{job}}"),
         limits=OF_THE_INTERVAL,
-    ).span(6)
+    ).span(8)
     yield series(
         "Interval between scrapes",
         "s",
-        "Time that really passes between two scrapes of a target, as quantiles of the last minutes.",
+        "Time that really passes between two scrapes of a target, as quantiles of the last minutes. They should lie on "
+        "one another: where they spread, Prometheus itself has too little processor time, and rates get rough.",
         (
             "max by (interval, quantile) (prometheus_target_interval_length_seconds)",
             "{{interval}} quantile {{quantile}}",
         ),
-    ).span(6)
-    yield note(
-        "**Scrapes against their interval**",
-        "A scrape must be over before the next one is due. At **100 %** (red) it is given up, and the target counts "
-        "as down; from **50 %** on (orange) there is little left for a busy moment.",
-        "The quantiles of the interval should lie on one another. Where they spread, Prometheus itself has too little "
-        "processor time, and rates get rough.",
-    ).span(6)
+    ).span(8)
 
 
 def alerting() -> Iterable[Panel]:
-    yield series(
+    yield note(
+        "Each alert has a section in the runbooks: what it means, how to look, what to do. A group of rules must be "
+        "done before it is due again, or its alerts come late."
+    )
+    yield counts(
         "Alerts firing by name",
-        "short",
-        "Alerts that fire, by name; none is a line at 0.",
+        "Alerts that fire, by name; none is a line at 0. Pending alerts do not count yet.",
         (
             f'count by (alertname) ({FIRING}) or on () label_replace(vector(0), "alertname", "none", "", "")',
             "{{alertname}}",
         ),
-        stacked=True,
-    ).span(8)
-    yield note(
-        "**Alerts firing by name**",
-        "Each name has a section in the runbooks: what it means, how to look, what to do. "
-        "Pending alerts do not count yet.",
-    ).span(4)
+    ).span(12)
     yield series(
         "Rule evaluation by group",
         "s",
-        "How long the last evaluation of each group of rules took.",
+        "How long the last evaluation of each group of rules took. What takes longer than its interval is missed.",
         (by_group("prometheus_rule_group_last_duration_seconds"), "{{group}}"),
-    ).span(8)
-    yield note(
-        "**Rule evaluation by group**",
-        "A group must be done before it is due again. What it takes longer is missed, and its alerts come late.",
-    ).span(4)
-    yield series(
+    ).span(12)
+    yield counts(
         "Failed rule evaluations",
-        "short",
         "Evaluations in the last minute that failed, by group, and evaluations that were missed. All should be 0. "
         "Before Prometheus 2.18 failures have no group, and are one line without a name.",
         (by_group("increase(prometheus_rule_evaluation_failures_total[1m])"), "{{group}} failed"),
         (a_minute("prometheus_rule_group_iterations_missed_total"), "missed"),
     ).span(8)
-    yield series(
+    yield counts(
         "Notifications to Alertmanager",
-        "short",
         "Alerts of the last minute that Prometheus sent, or could not send. While one fires, it is sent repeatedly.",
         or_zero(a_minute("prometheus_notifications_sent_total"), "sent"),
         or_zero(a_minute("prometheus_notifications_errors_total"), "failed"),
         or_zero(a_minute("prometheus_notifications_dropped_total"), "dropped"),
     ).span(8)
-    yield series(
+    yield counts(
         "Alertmanager",
-        "short",
         "Alerts that Alertmanager holds, and its notifications of the last minute. All 0 where none is scraped. "
         "Before Alertmanager 0.25 alerts that are over count for some minutes more.",
         or_zero('sum(alertmanager_alerts{state="active"})', "active alerts"),
@@ -207,6 +186,7 @@ def alerting() -> Iterable[Panel]:
 
 
 def process() -> Iterable[Panel]:
+    yield note("What Prometheus needs. Its memory grows with the series, its disk with the samples and the retention.")
     yield series(
         "Series in memory",
         "short",

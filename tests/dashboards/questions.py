@@ -17,8 +17,9 @@ ANY = ".*"
 ALL_HOSTS = ANY
 SPAN = "5m"  # the dashboards' time range
 STEP = "5s"
-ONLY_WITH_A_SHADOW = "shadow_agreement_ratio"  # nothing else asks of the shadow alone
-BUILT_IN = {"__rate_interval": "20s", "__interval": STEP, "__range": SPAN}
+# What nothing answers while there is no shadow, and while no client has sent a label.
+ONLY_SOMETIMES = ("shadow_agreement_ratio", "feedback")
+BUILT_IN = {"__rate_interval": "20s", "__interval": STEP, "__range": SPAN, "__from": "0"}
 
 
 class Question(NamedTuple):
@@ -52,7 +53,7 @@ def unanswered(board: Dict[str, Any], query: Query, host: str = ALL_HOSTS) -> Li
     """The questions that have no data: no series at all, or nothing in them that is a number."""
     found = []
     for question in questions(board, host):
-        if ONLY_WITH_A_SHADOW in question.promql:
+        if any(name in question.promql for name in ONLY_SOMETIMES):
             continue
         result = query(f"({question.promql})[{SPAN}:{STEP}]" if question.over_time else question.promql)
         samples = [sample for series in result for sample in series.get("values") or [series["value"]]]

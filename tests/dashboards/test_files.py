@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dashboards.__main__ import DASHBOARDS, files
-from tests.dashboards.conftest import FILES
+from tests.dashboards.conftest import FILES, ROOT
 
 PANEL_TYPES = {"row", "stat", "gauge", "bargauge", "timeseries", "text", "piechart"}
 
@@ -23,12 +23,12 @@ ANNOTATION = "datasource enable expr hide iconColor name step textFormat titleFo
 LINK = "asDropdown icon includeVars keepTime tags targetBlank title tooltip type url"
 PANEL = "datasource description fieldConfig gridPos id options targets title type"
 TARGET = "expr instant legendFormat range refId"
-DEFAULTS = "color custom max min thresholds unit"
-CUSTOM = "drawStyle fillOpacity lineWidth showPoints stacking thresholdsStyle"
+DEFAULTS = "color custom decimals max min noValue thresholds unit"
+CUSTOM = "axisSoftMax drawStyle fillOpacity lineWidth showPoints stacking thresholdsStyle"
 VARIABLE = "allValue current datasource hide includeAll label multi name query refresh regex skipUrlSync sort type"
 OPTIONS = {
     "text": "mode content",
-    "stat": "colorMode graphMode justifyMode orientation reduceOptions textMode",
+    "stat": "colorMode graphMode justifyMode orientation reduceOptions text textMode",
     "gauge": "orientation reduceOptions showThresholdLabels showThresholdMarkers",
     "bargauge": "displayMode orientation reduceOptions showUnfilled",
     "piechart": "displayLabels legend orientation pieType reduceOptions tooltip",
@@ -46,7 +46,7 @@ TOO_NEW = {
 
 # The original lab's table by row, and the row of the model's health.
 PANELS = {
-    "": ["Date and time"],
+    "": ["Date and time", "Targets up", "Latency, of its objective", "Error budget left", "Accuracy", "Alerts firing"],
     "Operation Metrics": [
         "HTTP success rate",
         "Requests by status code",
@@ -75,6 +75,12 @@ PANELS = {
         "CPU of the load hosts",
     ],
     "Model Performance Metrics": ["Inference latency", "Prediction distribution"],
+    "Model Quality: Labels and Estimates": [
+        "Accuracy: labels, estimate and bundle",
+        "Feedback",
+        "Most frequent mistakes",
+        "Calibration",
+    ],
     "Model Health: Inputs, Confidence and Drift": [
         "Model in service",
         "Prediction confidence",
@@ -94,6 +100,7 @@ PANELS = {
 }
 
 Board = dict[str, Any]
+PROMETHEUS_VARIABLES = (ROOT / "roles/prometheus/vars/main.yml").read_text(encoding="utf-8")
 
 
 def targets(board: Board) -> list[Any]:
@@ -130,17 +137,51 @@ def test_model_monitoring_has_its_panels() -> None:
     assert not any(missing.values()), missing
 
 
-def test_model_monitoring_explains_each_operation_metric() -> None:
+def test_one_short_text_begins_each_row(board: Board) -> None:
+    """What else is to be said stands behind the panels' ⓘ: on a phone, texts would be half of the way."""
+    for before, panel, after in zip(board["panels"], board["panels"][1:], board["panels"][2:]):
+        if before["type"] == "row":
+            assert panel["type"] == "text", before["title"]
+            assert len(panel["options"]["content"]) <= 220, before["title"]
+            assert after["type"] not in ("row", "text")
+    kinds = Counter(panel["type"] for panel in board["panels"])
+    assert kinds["text"] == kinds["row"]
+
+
+def test_first_screen_tells_whether_it_is_up_fast_and_right() -> None:
+    """At 1280 x 720 a page shows 16 units of the grid below Grafana's own bars."""
     board = json.loads(files()["model-monitoring.json"])
-    notes = " ".join(panel["options"]["content"] for panel in board["panels"] if panel["type"] == "text")
-    assert [title for title in PANELS["Operation Metrics"] if f"**{title}**" not in notes] == []
+    visible = [panel.get("title") for panel in board["panels"] if panel["gridPos"]["y"] + panel["gridPos"]["h"] <= 16]
+    up, fast, right = ["Targets up", "Alerts firing"], ["Latency, of its objective"], ["Accuracy", "Largest drift"]
+    graphs = ["Server latency", "Requests by status code"]
+    assert [title for title in [*up, *fast, *right, "Error budget left", *graphs] if title not in visible] == []
+
+
+def test_only_stacked_lines_are_filled(board: Board) -> None:
+    for panel in board["panels"]:
+        if panel["type"] == "timeseries":
+            custom = panel["fieldConfig"]["defaults"]["custom"]
+            assert (custom["fillOpacity"] > 0) == (custom["stacking"]["mode"] == "normal"), panel["title"]
+
+
+def test_a_flat_zero_has_a_small_axis(board: Board) -> None:
+    for panel in board["panels"]:
+        if panel["type"] == "timeseries":
+            defaults = panel["fieldConfig"]["defaults"]
+            assert defaults.get("max") == 1 or defaults["custom"]["axisSoftMax"] > 0, panel["title"]
+
+
+def test_numbers_have_a_fixed_size(board: Board) -> None:
+    numbers = [panel for panel in board["panels"] if panel["type"] == "stat"]
+    assert numbers
+    assert all({"titleSize", "valueSize"} == set(panel["options"]["text"]) for panel in numbers)
 
 
 def test_what_needs_a_reference_says_so() -> None:
     board = json.loads(files()["model-monitoring.json"])
-    notes = [panel["options"]["content"] for panel in board["panels"] if panel["type"] == "text"]
-    without = [note.split("\n")[0] for note in notes if "without a `reference.json`" in note]
-    assert without == ["**Drift**", "**Observed and reference distribution**"]
+    described = {panel["title"]: panel["description"] for panel in board["panels"] if "description" in panel}
+    without = [title for title, description in described.items() if "without a `reference.json`" in description]
+    assert without == ["Drift over 5 minutes", "Drift over 1 hour", "Observed and reference distribution"]
 
 
 def test_fields_are_known_to_both_grafanas(board: Board) -> None:
@@ -167,6 +208,19 @@ def test_fields_are_known_to_both_grafanas(board: Board) -> None:
         only(ANNOTATION, annotation)
     for link in board["links"]:
         only(LINK, link)
+
+
+def test_alerts_link_to_panels_that_are_there() -> None:
+    """The comment behind each link is the panel's title."""
+    lines = re.findall(r"^  (\w+): ([\w-]+)\?viewPanel=(\d+) # (.+)$", PROMETHEUS_VARIABLES, re.MULTILINE)
+    panels = {
+        (file.stem, panel["id"]): panel.get("title")
+        for file in FILES
+        for panel in json.loads(file.read_text())["panels"]
+    }
+    assert len(lines) > 20
+    for alert, uid, number, title in lines:
+        assert panels.get((uid, int(number))) == title, alert
 
 
 def test_datasource_is_a_string(board: Board) -> None:
@@ -210,11 +264,11 @@ def test_promql_is_no_newer_than_the_target(board: Board, kind: str) -> None:
 
 
 def test_every_selector_keeps_to_the_chosen_hosts() -> None:
-    """But for recorded series (they have a colon), which are sums over all servers, and for load hosts."""
+    """But for alerts, recorded series (they have a colon), which are sums over all servers, and for load hosts."""
     board = json.loads(files()["model-monitoring.json"])
     for asking in targets(board) + board["annotations"]["list"]:
         for name, selector in re.findall(r"([\w:]+)\{(.*?)\}", asking["expr"]):
-            others = ":" in name or selector.startswith('job="load_generator"')
+            others = name == "ALERTS" or ":" in name or selector.startswith('job="load_generator"')
             assert others or selector.startswith('instance=~"$instance:.*"'), asking["expr"]
 
 
@@ -228,10 +282,10 @@ def test_servers_figures_are_without_those_of_load_hosts() -> None:
 
 
 def test_panels_that_show_all_servers_or_load_hosts_say_so(board: Board) -> None:
+    """But for objectives, which are the same for all."""
     for panel in board["panels"]:
-        if any(
-            re.search(r"\w:\w|\blocust_|job=\"load_generator", target["expr"]) for target in panel.get("targets", [])
-        ):
+        asked = [re.sub(r"\bobjective:\S+", "", target["expr"]) for target in panel.get("targets", [])]
+        if any(re.search(r"\w:\w|\blocust_|job=\"load_generator", expr) for expr in asked):
             assert "does not follow the choice of hosts" in panel["description"], panel["title"]
 
 
@@ -265,6 +319,7 @@ def test_deployments_are_marked_in_all_graphs() -> None:
     assert "{{release}}" in annotation["textFormat"]
     assert annotation["enable"] is True
     assert annotation["useValueForTime"] is True
+    assert ">= $__from" in annotation["expr"], "one of before the time shown would be drawn at its edge"
     assert annotation["step"] == "5s", "the default of a minute would miss a model that was soon replaced"
 
 
@@ -289,12 +344,15 @@ def test_flaws_of_the_original_lab_are_corrected(board: Board) -> None:
     assert not re.search("apple|grapes|lemon", str(board)), "class names come from labels"
 
 
-def test_latency_panels_show_the_objectives() -> None:
+def test_latency_panels_show_the_objectives_that_the_rules_have() -> None:
     board = json.loads(files()["model-monitoring.json"])
     latencies = [panel for panel in board["panels"] if panel.get("title", "").endswith("latency")]
     assert [panel["title"] for panel in latencies] == ["Server latency", "Inference latency"]
     for panel in latencies:
-        defaults = panel["fieldConfig"]["defaults"]
-        assert [step["value"] for step in defaults["thresholds"]["steps"]] == [None, 0.05, 0.3]
-        assert defaults["custom"]["thresholdsStyle"]["mode"] == "line"
-        assert [target["legendFormat"] for target in panel["targets"]] == ["p50", "p95", "p99"]
+        queries = {target["legendFormat"]: target["expr"] for target in panel["targets"]}
+        assert list(queries) == ["p50", "p95", "p99", "objective p50", "objective p99"]
+        assert queries["objective p99"] == "objective:latency_p99:seconds"
+        assert [override["matcher"]["options"] for override in panel["fieldConfig"]["overrides"]] == [
+            "/^objective p50$/",
+            "/^objective p99$/",
+        ]

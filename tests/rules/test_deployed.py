@@ -19,6 +19,7 @@ ROLE = ROOT / "roles" / "prometheus"
 RULES = sorted((ROLE / "files" / "rules").glob("*.yml"))
 ALERTS = re.findall(r"- alert: (\w+)", "".join(path.read_text(encoding="utf-8") for path in RULES))
 RUNBOOKS = "https://runbooks.example.org/model"
+GRAFANA = "https://models.example.org/grafana/"
 
 each_file = pytest.mark.parametrize("path", RULES, ids=lambda path: path.stem)
 
@@ -36,6 +37,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         host: {
             "prometheus_alert_for": alert_for,
             "prometheus_runbooks_url": "docs/runbooks.md" if host == "plain" else RUNBOOKS,
+            "prometheus_dashboards_url": "" if host == "plain" else GRAFANA,
             "prometheus_objective_p50_seconds": 0.05 if host == "plain" else 0.08,
             "prometheus_objective_p99_seconds": 0.3,
             "prometheus_objective_success_ratio": 0.99 if host == "plain" else 0.999,
@@ -43,7 +45,12 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for host, alert_for in durations.items()
     }
-    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    panels = yaml.safe_load((ROLE / "vars/main.yml").read_text(encoding="utf-8"))["__prometheus_panels"]
+    local = {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        "__prometheus_panels": panels,
+    }
     task = {
         "ansible.builtin.template": {
             "src": str(ROLE / "templates/etc/prometheus/rules/rules.yml.j2"),
@@ -107,6 +114,14 @@ def test_alerts_that_are_not_named_keep_theirs(deployed: Path) -> None:
     before, after = alerts(deployed, "plain"), alerts(deployed, "one")
 
     assert [alert for alert in ALERTS if before[alert]["for"] != after[alert]["for"]] == ["TargetDown"]
+
+
+def test_alerts_link_to_the_panels_of_the_users_grafana(deployed: Path) -> None:
+    found = {alert: rule["annotations"].get("panel_url", "") for alert, rule in alerts(deployed, "one").items()}
+
+    assert found["LatencyP99AboveObjective"].startswith(f"{GRAFANA}d/model-monitoring?viewPanel=")
+    assert found["TargetDown"].startswith(f"{GRAFANA}d/prometheus?viewPanel=")
+    assert found["HostClockSkew"] == "", "no panel shows it"
 
 
 def test_objectives_are_those_of_the_host(deployed: Path) -> None:

@@ -313,6 +313,11 @@ WRONG: Dict[str, Dict[str, Any]] = {
             {"grafana_root_url": "https://models.example.org/grafana"},
             "set it to a URL with a slash at its end, such as https://models.example.org/grafana/.",
         ),
+        "missing_dashboard": (
+            {"grafana_dashboards": ["/srv/missing.json"]},
+            "grafana_dashboards: /srv/missing.json cannot be read on the controller: No such file or directory; give",
+        ),
+        "folder_with_slash": ({"grafana_folder": "a/b"}, "grafana_folder is 'a/b'; set it to a name without a slash"),
         "unknown_dashboard": (
             {"grafana_home_dashboard": "x.json"},
             "grafana_home_dashboard is 'x.json'; set it to one",

@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Dict, Tuple
@@ -84,6 +85,42 @@ def test_alertmanager_is_a_datasource_for_silences(tmp_path: Path) -> None:
     _, alertmanager = yaml.safe_load(sources)["datasources"]
     assert (alertmanager["type"], alertmanager["url"]) == ("alertmanager", where)
     assert alertmanager["jsonData"] == {"implementation": "prometheus"}
+
+
+def test_dashboards_are_shown_in_the_folder_of_the_user(tmp_path: Path) -> None:
+    (provider,) = yaml.safe_load(
+        written(tmp_path, "provisioning/dashboards/model_monitoring.yaml", grafana_folder="Fruit: models")
+    )["providers"]
+
+    assert provider["folder"] == "Fruit: models"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('{"uid": "mine", "title": "Mine", "panels": []}', ""),
+        ("{", "is no JSON ("),
+        ("[]", "is no dashboard: it has no title or no panels; export the dashboard again."),
+        (
+            '{"uid": null, "title": "Mine", "panels": []}',
+            "has no uid; give it one, so that its address stays the same.",
+        ),
+        (
+            '{"uid": "prometheus", "title": "Mine", "panels": []}',
+            "has the uid prometheus, which is one of the role's own; give it another.",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_dashboard_of_the_user_is_told_in_a_sentence(
+    tmp_path: Path, content: str, problem: str
+) -> None:
+    (tmp_path / "mine.json").write_text(content)
+    files = ROLE / "files"
+    command = [sys.executable, files / "own_dashboards.py", files / "dashboards", tmp_path / "mine.json"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert (run.returncode != 0) == bool(problem)
+    assert (f"grafana_dashboards: {tmp_path}/mine.json {problem}" in run.stderr) or not problem
 
 
 @pytest.mark.parametrize(
