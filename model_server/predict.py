@@ -3,11 +3,13 @@
 import asyncio
 import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Protocol, Sequence, Tuple, Union
+from heapq import nlargest
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Protocol, Sequence, Tuple, Union
 
 from fastapi import HTTPException, Request
 from PIL import Image
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
 from model_server.api_keys import ApiKeys
@@ -49,25 +51,37 @@ class ImageClassifier(Protocol):
     @property
     def batch_size(self) -> int: ...
 
-    def classify_batch(self, images: "Sequence[Tensor]") -> Sequence[Tuple[str, float]]: ...
+    def classify_batch(self, images: "Sequence[Tensor]") -> "Sequence[Tuple[str, float, Tensor]]": ...
+
+
+class ClassConfidence(BaseModel):
+    """A class and the softmax of it, 0..1; JSON names it `class`."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: str = Field(alias="class")
+    confidence: Optional[float]
 
 
 class Prediction(BaseModel):
     """The answer to an image; `filename` is null when it came as the bare body.
 
-    The other fields are there with `?details`: the id for /feedback, null where the server takes none, the softmax of
-    the likely class, the model, and the milliseconds of each stage.
+    `predictions` is there with `?top=K`: the K likeliest classes, the likely one first. The other fields are there with
+    `?details`: the id for /feedback, null where the server takes none, the softmax of the likely class, the model, and
+    the milliseconds of each stage.
     """
 
     filename: Optional[str]
     content_type: str
     likely_class: str
+    predictions: Optional[List[ClassConfidence]] = None
     id: Optional[str] = None
     confidence: Optional[float] = None
     model: Optional[ModelName] = None
     timings_ms: Optional[Dict[str, float]] = None
 
 
+LONGEST_NUMBER = 9  # digits of `top`
 DETAILS = frozenset({"", "true"})  # values of the query's field `details` that ask for them
 IMAGE_SCHEMA = {"type": "string", "format": "binary"}
 PREDICT_REQUEST: Dict[str, Any] = {
@@ -79,7 +93,14 @@ PREDICT_REQUEST: Dict[str, Any] = {
             "allowEmptyValue": True,
             "schema": {"type": "string", "enum": ["", "true"]},
             "description": "Answer with the id for /feedback, the confidence, the model and the timings, too.",
-        }
+        },
+        {
+            "name": "top",
+            "in": "query",
+            "required": False,
+            "schema": {"type": "integer", "minimum": 1},
+            "description": "Answer with so many of the likeliest classes and their confidences, too.",
+        },
     ],
     "requestBody": {
         "required": True,
@@ -92,7 +113,7 @@ PREDICT_REQUEST: Dict[str, Any] = {
     },
 }
 PREDICT_ERRORS: Dict[Any, Dict[str, Any]] = {
-    400: {"description": "Not an image, or a malformed form", "model": Problem},
+    400: {"description": "Not an image, a malformed form, or a `top` that is no number from 1 on", "model": Problem},
     401: {"description": "The server asks for a key, and the request has none that it knows", "model": Problem},
     408: {"description": "The body arrived too slowly", "model": Problem},
     413: {"description": "The body or the image is too large", "model": Problem},
@@ -152,6 +173,7 @@ class Predictor:
 
     async def _answer(self, request: Request, timings: RequestTimings) -> JSONResponse:
         self.authorize(request)  # before the body is read
+        top = _wanted_classes(request)
         upload = await read_upload(request, self._settings.max_body_bytes)
         timings.lap("read")
         if self.is_overloaded():  # by requests that have come since the head
@@ -179,7 +201,7 @@ class Predictor:
             timings.lap("preprocess")
             return pixels
 
-        pixels, (likely_class, confidence) = await self._batches.predict(prepare, timings.lap)
+        pixels, (likely_class, confidence, probabilities) = await self._batches.predict(prepare, timings.lap)
         _refuse_if(is_gone())
         self._metrics.predict(timings, pixels, likely_class, confidence)
         self.copies.offer(upload.data, likely_class)
@@ -193,11 +215,30 @@ class Predictor:
         if self._ids:
             prediction_id = self._ids.issue(self._named["version"], likely_class, confidence_bin(confidence))
             headers = {**headers, "X-Prediction-Id": prediction_id}
+        if top:
+            likeliest = nlargest(top, zip(self._model.manifest.classes, probabilities.tolist()), key=itemgetter(1))
+            answer["predictions"] = [{"class": name, "confidence": _or_null(each)} for name, each in likeliest]
         if request.scope["query_string"] and request.query_params.get("details", "false") in DETAILS:
             answer["id"], answer["model"] = prediction_id, self._named
-            answer["confidence"] = None if math.isnan(confidence) else confidence  # JSON has no NaN
+            answer["confidence"] = _or_null(confidence)
             answer["timings_ms"] = {stage: round(seconds * 1000, 3) for stage, seconds in timings.stages.items()}
         return JSONResponse(answer, headers=headers)
+
+
+def _wanted_classes(request: Request) -> int:
+    """Return the query's `top`: how many of the likeliest classes the client asks for; 0 without one."""
+    top = request.query_params.get("top") if request.scope["query_string"] else None
+    if top is None:
+        return 0
+    if not top.isascii() or not top.isdigit() or len(top) > LONGEST_NUMBER or int(top) < 1:
+        sentence = f"top is {top[:LONGEST_NUMBER]!r}; set it to a number of classes from 1 on, or leave it out."
+        request.scope["problem"] = sentence
+        raise HTTPException(400, sentence)
+    return int(top)
+
+
+def _or_null(confidence: float) -> Optional[float]:
+    return None if math.isnan(confidence) else confidence  # JSON has no NaN
 
 
 def _refuse_if(is_gone: bool) -> None:

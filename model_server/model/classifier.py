@@ -21,10 +21,14 @@ PANORAMA = 4  # ratio of the sides above which Pillow scales faster
 
 
 class Classification(NamedTuple):
-    """What the model says of an image; `confidence` is the softmax of the likely class, 0..1."""
+    """What the model says of an image; `confidence` is the softmax of the likely class, 0..1.
+
+    `probabilities` has the softmax of each class: float32 of shape (classes,).
+    """
 
     likely_class: str
     confidence: float
+    probabilities: Tensor
 
 
 class Classifier:
@@ -93,9 +97,11 @@ class Classifier:
         with torch.inference_mode():
             logits = self.logits_of_batch(images)
             indices = logits.argmax(1)
-            confidences = logits.softmax(1).gather(1, indices[:, None])[:, 0]
+            probabilities = logits.softmax(1)
+            confidences = probabilities.gather(1, indices[:, None])[:, 0]
         classes = self.manifest.classes
-        return [Classification(classes[i], confidence) for i, confidence in zip(indices.tolist(), confidences.tolist())]
+        answers = zip(indices.tolist(), confidences.tolist(), probabilities)
+        return [Classification(classes[index], confidence, each) for index, confidence, each in answers]
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Return the model's outputs for a preprocessed image: float32, shape (classes,)."""

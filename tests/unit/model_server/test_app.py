@@ -3,6 +3,7 @@ import random
 import re
 import threading
 import time
+from array import array
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,6 +57,10 @@ class Client:
 MANIFEST = Lemon.manifest
 
 
+PROBABILITIES = (0.02, 0.08, 0.9)  # of the classes in the manifest's order
+NAN = float("nan")
+
+
 class FakeClassifier:
     manifest = MANIFEST
     reference: Optional[Reference] = None
@@ -72,8 +77,8 @@ class FakeClassifier:
 
     batch_size = 4
 
-    def classify_batch(self, images: Sequence[Any]) -> List[Tuple[str, float]]:
-        return [("lemon", 0.9)] * len(images)
+    def classify_batch(self, images: Sequence[Any]) -> List[Tuple[str, float, Any]]:
+        return [("lemon", 0.9, array("d", PROBABILITIES))] * len(images)
 
 
 @pytest.fixture
@@ -186,9 +191,28 @@ def test_without_details_the_answer_is_the_original_labs(client: Client, encode:
 def test_details_of_a_broken_model_are_json(
     classifier: FakeClassifier, encode: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classifier, "classify_batch", lambda images: [("lemon", float("nan"))] * len(images))
-    answer = make_client(classifier).post("/predict?details", content=encode(), headers={"content-type": "image/jpeg"})
+    monkeypatch.setattr(classifier, "classify_batch", lambda images: [("lemon", NAN, array("d", [NAN] * 3))])
+    answer = make_client(classifier).post(
+        "/predict?details&top=1", content=encode(), headers={"content-type": "image/jpeg"}
+    )
     assert answer.json()["confidence"] is None
+    assert [each["confidence"] for each in answer.json()["predictions"]] == [None]
+
+
+@pytest.mark.parametrize("top", [1, 2, 1000])
+def test_the_likeliest_classes_are_given_on_request(client: Client, encode: Encode, top: int) -> None:
+    answer = client.post(f"/predict?top={top}", content=encode(), headers={"content-type": "image/jpeg"}).json()
+    by_confidence = sorted(zip(PROBABILITIES, MANIFEST.classes), reverse=True)
+    assert answer["predictions"] == [{"class": name, "confidence": each} for each, name in by_confidence][:top]
+    assert answer["predictions"][0]["class"] == answer["likely_class"]
+
+
+@pytest.mark.parametrize("top", ["0", "-1", "two", "", "1.5", "\u0663", "9" * 5000])
+def test_a_top_that_is_no_number_is_refused_in_a_sentence(client: Client, encode: Encode, top: str) -> None:
+    answer = client.post("/predict", params={"top": top}, content=encode(), headers={"content-type": "image/jpeg"})
+    assert answer.status_code == 400
+    assert "set it to a number of classes from 1 on, or leave it out." in answer.json()["detail"]
+    assert len(answer.content) < 200
 
 
 def test_the_bare_body_is_classified(client: Client, encode: Encode) -> None:

@@ -39,7 +39,7 @@ def compare(directory: Path, weights: bytes, images: List[bytes], **fields: Any)
     serving, judge = (Classifier(read_bundle(directory / name)) for name in ("serves", "next"))
     judged = Judge(judge, Settings(bundle=directory))
     for image in images:
-        likely_class, _ = serving.classify(serving.preprocess(decode(image, 1_000_000)))
+        likely_class, *_ = serving.classify(serving.preprocess(decode(image, 1_000_000)))
         judged(image, likely_class)
     return {
         sample.name + str(sorted(sample.labels.values())): sample.value
