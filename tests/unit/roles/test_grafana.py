@@ -116,7 +116,7 @@ def test_what_is_wrong_with_a_dashboard_of_the_user_is_told_in_a_sentence(
 ) -> None:
     (tmp_path / "mine.json").write_text(content)
     files = ROLE / "files"
-    command = [sys.executable, files / "own_dashboards.py", files / "dashboards", tmp_path / "mine.json"]
+    command = [sys.executable, *map(str, (files / "own_dashboards.py", files / "dashboards", tmp_path / "mine.json"))]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert (run.returncode != 0) == bool(problem)
