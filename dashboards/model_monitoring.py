@@ -7,6 +7,7 @@ from grafana_foundation_sdk.builders import timeseries
 from grafana_foundation_sdk.models.dashboard import VariableOption, VariableRefresh, VariableSort
 
 from dashboards.panels import (
+    FIRING,
     Marks,
     Panel,
     Query,
@@ -65,7 +66,6 @@ OBJECTIVES = {0.5: "objective:latency_p50:seconds", 0.99: "objective:latency_p99
 OF_THE_OBJECTIVE = ((None, "green"), (0.8, "orange"), (1, "red"))
 BUDGET_LEFT = ((None, "red"), (0, "orange"), (0.25, "green"))
 NO_ALERT = ((None, "green"), (1, "red"))
-FIRING = 'ALERTS{alertstate="firing"}'
 ALL_SERVERS = "It is of all servers, and does not follow the choice of hosts."
 FULLNESS = ((None, "green"), (0.8, "orange"), (0.9, "red"))
 # The usual reading of the population stability index: from 0.1 on a shift, from 0.25 on a large one.

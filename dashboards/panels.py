@@ -29,6 +29,8 @@ TAG = "model-monitoring"
 # The dashboard's refresh. The datasource gives the least step of panels: this, or a longer scrape interval, so that
 # `$__rate_interval` is 20 s and four scrapes at the least.
 STEP = "5s"
+# Watchdog always fires.
+FIRING = 'ALERTS{alertstate="firing",alertname!="Watchdog"}'
 # The dashboards' `instance` is a host; node_exporter and model server of one host differ in their ports.
 SELECTED = 'instance=~"$instance:.*"'
 

@@ -4,9 +4,8 @@ from typing import Iterable
 
 from grafana_foundation_sdk.builders import dashboard as builders
 
-from dashboards.panels import Panel, Query, add_row, board, counts, note, number, series
+from dashboards.panels import FIRING, Panel, Query, add_row, board, counts, note, number, series
 
-FIRING = 'ALERTS{alertstate="firing"}'
 # The shortest, where jobs have intervals of their own.
 INTERVAL = 'min(prometheus_target_interval_length_seconds{quantile="0.5"})'
 

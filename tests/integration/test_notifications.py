@@ -75,6 +75,13 @@ def test_no_drift_alert_under_the_labs_load(load: Machine, prometheus: Prometheu
     assert prometheus.query("feature:feature_observations:psi5m >= 0.1", at=now) == []
 
 
+def test_a_service_elsewhere_hears_that_the_monitoring_can_speak(receiver: WebhookReceiver) -> None:
+    started = time.time()
+    wait_until(
+        lambda: len(receiver.told(started, "firing", alertname="Watchdog")) > 1, timeout=40, what="the second heartbeat"
+    )
+
+
 def test_darkened_images_raise_a_drift_alert(
     load: Machine, receiver: WebhookReceiver, tmp_path: Path, tell: Tell
 ) -> None:

@@ -27,7 +27,14 @@ def run_play(
     for name, script in (programs or {}).items():
         (directory / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
         (directory / "bin" / name).chmod(0o755)
-    own = {"HOME": str(directory), "ROLES_PATH": str(ROLES), "CALLBACK_RESULT_FORMAT": "json", "NOCOLOR": "1"}
+    own = {
+        "HOME": str(directory),
+        "ROLES_PATH": str(ROLES),
+        "STRATEGY_PLUGINS": str(ROLES.parent / "playbooks" / "strategy_plugins"),
+        "STRATEGY": "mitogen_or_linear",
+        "CALLBACK_RESULT_FORMAT": "json",
+        "NOCOLOR": "1",
+    }
     return subprocess.run(
         [str(Path(sys.executable).with_name("ansible-playbook")), *arguments],
         cwd=directory,

@@ -171,6 +171,14 @@ WRONG: Dict[str, Dict[str, Any]] = {
             {"alertmanager_webhook_url": "example.org"},
             "set it to one that begins with http:// or https://",
         ),
+        "no_heartbeat": (
+            {"alertmanager_heartbeat_url": "example.org"},
+            "alertmanager_heartbeat_url is not a URL; set it to one that begins with",
+        ),
+        "two_units_of_heartbeat": (
+            {"alertmanager_heartbeat_interval": "1m30s"},
+            "alertmanager_heartbeat_interval is '1m30s'; set it to one number",
+        ),
         "slack_without_channel": (
             {"alertmanager_slack_url": "https://example.org/s"},
             "set alertmanager_slack_channel",
@@ -401,7 +409,10 @@ RIGHT: Dict[str, Dict[str, Any]] = {
         "as_it_is": {},
         "mail": {**MAIL, "alertmanager_smtp_username": "duty", "alertmanager_smtp_password": "secret"},
         "slack": {"alertmanager_slack_url": "https://example.org/s", "alertmanager_slack_channel": "#alerts"},
-        "webhook": {"alertmanager_webhook_url": "http://load:9099/"},
+        "webhook": {
+            "alertmanager_webhook_url": "http://load:9099/",
+            "alertmanager_heartbeat_url": "https://beats.example.org/1",
+        },
         "cluster": {
             "alertmanager_cluster_peers": ["a:9094", "[2001:db8::1]:9194"],
             "alertmanager_cluster_listen_address": "[::]",

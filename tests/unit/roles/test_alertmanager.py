@@ -1,12 +1,14 @@
 """Alertmanagers of several monitoring hosts are a cluster, and tell each alert once."""
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
 from tests.unit.model_server.server.gunicorn_process import wait_for
+from tests.unit.plays import ROLES
 from tests.unit.roles import daemons, monitoring_play
 
 pytest.importorskip("ansible")
@@ -131,3 +133,38 @@ def test_what_says_that_an_alertmanager_is_down_inhibits_what_it_costs_the_other
         time.sleep(0.5)
 
         assert webhook.told(**symptom) == []
+
+
+@needs_alertmanager
+@daemons.needs("prometheus", "--rules.alert.resend-delay=1s")
+def test_heartbeats_end_with_prometheus(tmp_path: Path) -> None:
+    """By itself Prometheus says of an alert that it lasts four minutes more; here it is four seconds."""
+
+    def beats() -> List[Any]:
+        return beating.told(alertname="Watchdog")
+
+    (tmp_path / "play").mkdir()
+    with ExitStack() as stack:
+        webhook, beating = (stack.enter_context(daemons.Webhook()) for _ in range(2))
+        host, _ = daemons.deployed_hosts(
+            tmp_path / "play",
+            webhook,
+            alertmanager_heartbeat_url=beating.url,
+            alertmanager_heartbeat_interval="1s",
+        )
+        rules = (ROLES / "prometheus/files/rules/watchdog.yml").read_text()
+        host.files["rules.yml"] = rules.replace("interval: 30s", "interval: 1s")
+        stack.enter_context(daemons.alertmanager(tmp_path / "alertmanager", host))
+        resend = "--rules.alert.resend-delay=1s"
+        process = stack.enter_context(daemons.prometheus(tmp_path / "prometheus", host, resend))
+        wait_for(lambda: len(beats()) > 2, 15, "it beats")
+
+        process.kill()
+        wait_for(lambda: len(beats()) == _a_while_ago(beats, 3), 15, "it has stopped")
+        assert webhook.told(alertname="Watchdog") == [], "nobody else gets it"
+
+
+def _a_while_ago(beats: Callable[[], List[Any]], seconds: float) -> int:
+    number = len(beats())
+    time.sleep(seconds)
+    return number
