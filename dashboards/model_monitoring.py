@@ -35,7 +35,7 @@ CONFIDENCE = "prediction_confidence"
 STAGES = "inference_stage_duration_seconds"
 
 # What clients ask for. Scrapes and probes would hide an idle or slow server behind many fast answers.
-CLIENTS = 'path!~"/metrics|/healthz|/readyz"'
+CLIENTS = 'path!~"/metrics|/healthz|/readyz|/probe"'
 SERVER_ERRORS = 'status_code=~"5.."'
 ANSWERS = 'status_code!="499"'  # 499: the client had gone
 NOT_REFUSED = 'status_code!="503"'  # an overloaded server refuses at once

@@ -64,16 +64,19 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
     metrics = ModelMetrics(model.manifest, model.reference, model.accuracy, settings.release, keys.names)
     predictor = Predictor(settings, model, metrics, keys, ids)
     needed = [Security(APIKeyHeader(name="X-API-Key", auto_error=False))] if keys.names else []  # for /docs
-    predict_route = DirectRoute(
-        "/predict",
-        predictor.predict,
-        methods=["POST"],
-        response_model=Prediction,
-        openapi_extra=PREDICT_REQUEST,
-        responses=PREDICT_ERRORS,
-        dependencies=needed,
+    predict_route, probe_route = (
+        DirectRoute(
+            path,
+            answer,
+            methods=["POST"],
+            response_model=Prediction,
+            openapi_extra=PREDICT_REQUEST,
+            responses=PREDICT_ERRORS,
+            dependencies=needed,
+        )
+        for path, answer in (("/predict", predictor.predict), ("/probe", predictor.probe))
     )
-    routes: List[APIRoute] = [predict_route]  # they are tried in order: the busiest one comes first
+    routes: List[APIRoute] = [predict_route, probe_route]  # they are tried in order: the busiest one comes first
     if ids:
         feedback = Feedback(ids, model.manifest, FeedbackMetrics(metrics.registry, model.manifest), predictor.authorize)
         routes.append(

@@ -1,4 +1,4 @@
-"""The route /predict: from a request to the name of a class."""
+"""The routes /predict and /probe: from a request to the name of a class."""
 
 import asyncio
 import math
@@ -124,7 +124,7 @@ PREDICT_ERRORS: Dict[Any, Dict[str, Any]] = {
 
 
 class Predictor:
-    """Answers /predict.
+    """Answers /predict and /probe.
 
     The model runs in the event loop on purpose: a worker has one core, and if the model hangs, the worker misses
     gunicorn's heartbeat and is replaced.
@@ -157,6 +157,14 @@ class Predictor:
         finally:
             self._metrics.record(timings)
 
+    async def probe(self, request: Request) -> JSONResponse:
+        """Answer as /predict does, to one who watches the server: nothing is counted among inputs and predictions."""
+        try:
+            return await self._answer(request, RequestTimings(), is_probe=True)
+        except RejectedInputError as error:
+            request.scope["problem"] = error.detail
+            raise
+
     def authorize(self, request: Request) -> None:
         """Refuse a request without one of the keys, where the server has keys.
 
@@ -171,7 +179,7 @@ class Predictor:
             sentence = "A key is needed: send X-API-Key: NAME.SECRET, or Authorization: Bearer NAME.SECRET."
             raise RejectedInputError(401, Reason.UNAUTHORIZED, sentence, {"WWW-Authenticate": "Bearer"})
 
-    async def _answer(self, request: Request, timings: RequestTimings) -> JSONResponse:
+    async def _answer(self, request: Request, timings: RequestTimings, is_probe: bool = False) -> JSONResponse:
         self.authorize(request)  # before the body is read
         top = _wanted_classes(request)
         upload = await read_upload(request, self._settings.max_body_bytes)
@@ -203,8 +211,9 @@ class Predictor:
 
         pixels, (likely_class, confidence, probabilities) = await self._batches.predict(prepare, timings.lap)
         _refuse_if(is_gone())
-        self._metrics.predict(timings, pixels, likely_class, confidence)
-        self.copies.offer(upload.data, likely_class)
+        if not is_probe:
+            self._metrics.predict(timings, pixels, likely_class, confidence)
+            self.copies.offer(upload.data, likely_class)
         answer: Dict[str, Any] = {
             "filename": upload.filename,
             "content_type": content_type,
@@ -212,7 +221,7 @@ class Predictor:
         }
         headers = self._headers
         prediction_id = None
-        if self._ids:
+        if self._ids and not is_probe:
             prediction_id = self._ids.issue(self._named["version"], likely_class, confidence_bin(confidence))
             headers = {**headers, "X-Prediction-Id": prediction_id}
         if top:

@@ -88,6 +88,7 @@ def mounts_of(server: Machine, unit: str) -> list[list[str]]:
         ("prometheus-node-exporter", 2.5),
         ("grafana-server", 2.5),
         ("haproxy", 3.5),
+        ("model-server-probe", 2.0),
     ],
 )
 def test_daemon_is_confined(server: Machine, unit: str, exposure: float) -> None:

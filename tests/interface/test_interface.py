@@ -40,6 +40,7 @@ def test_every_path_is_asked() -> None:
         "GET /v2/models/lemon",
         "POST /feedback",
         "POST /predict",
+        "POST /probe",
     }
 
 

@@ -16,9 +16,11 @@ from tests.integration.machines import Machine, Prometheus, wait_until
 from tests.integration.playbooks import Ansible
 
 IMAGE = "/opt/locust/load_test/images/apple_640x480.jpg"
-SERVICES = "model-server prometheus prometheus-node-exporter prometheus-alertmanager grafana-server haproxy"
+SERVICES = (
+    "model-server prometheus prometheus-node-exporter prometheus-alertmanager grafana-server haproxy model-server-probe"
+)
 PACKAGES = "prometheus prometheus-alertmanager prometheus-node-exporter grafana haproxy"
-ROLES = "model_server node_exporter prometheus alertmanager grafana haproxy firewall locust"
+ROLES = "model_server node_exporter prometheus alertmanager grafana haproxy firewall locust probe"
 FILES = "find /etc /home /opt /root /srv /usr/local /var -xdev -not -path '/var/cache/*' -not -path '/var/log/*'"
 ABSENT = json.dumps({f"{role}_state": "absent" for role in ROLES.split()})
 # What `absent` leaves, by the READMEs of the roles: what the services have collected.

@@ -19,11 +19,13 @@ pytest.importorskip("ansible")
 REPOSITORY = Path(__file__).parents[2]
 DIGEST = "0" * 64
 ROLES = {"model_servers": "model_server", "load_balancers": "haproxy", "load_generators": "locust"}  # group → its role
-MONITORING = ("firewall", "node_exporter", "alertmanager", "prometheus", "grafana")  # roles of one group
+MONITORING = ("firewall", "node_exporter", "alertmanager", "probe", "prometheus", "grafana")  # roles of one group
 FOCAL = {"distribution": "Ubuntu", "distribution_version": "20.04", "service_mgr": "systemd", "processor_vcpus": 2}
 LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "ansible_become": False}
 # What is on the machine of the tests is not judged: these say that nothing listens, and how much disk is free.
 PROGRAMS = {"ss": ":", "df": "echo 99999"}
+IMAGE = str(next((REPOSITORY / "load_test" / "images").glob("*.jp*g")))
+PROBE = {"probe_state": "present", "probe_image": IMAGE, "probe_class": "apple"}
 MAIL = {
     "alertmanager_email_to": "duty@example.org, Second Line <second@example.org>",
     "alertmanager_smtp_smarthost": "mail.example.org:587",
@@ -335,6 +337,24 @@ WRONG: Dict[str, Dict[str, Any]] = {
             "Port 9191 is taken by docker-proxy (process 77); stop it or set grafana_port to another port.",
         ),
     },
+    "probe": {
+        "no_image": ({"probe_state": "present"}, "probe_image is ''; set it to an image on the controller whose class"),
+        "no_class": (
+            {"probe_state": "present", "probe_image": IMAGE},
+            "probe_class is empty; set it to the class that",
+        ),
+        "no_url": (
+            {**PROBE, "probe_targets": ["models.example.org"]},
+            "probe_targets lists models.example.org; write each as a URL, such as https://models.example.org.",
+        ),
+        "nobody_to_ask": ({**PROBE, "probe_inventory_targets": []}, "has neither a front door nor a model server; set"),
+        "impatient": (
+            {**PROBE, "probe_timeout": 20},
+            "probe_interval is '10' and probe_timeout '20'; set them to seconds from 1 to 3600, the second not above",
+        ),
+        "secret_alone": ({**PROBE, "probe_api_key": "s3cret"}, "probe_api_key is not a name, a dot and a secret; set"),
+        "taken_port": ({**PROBE, "probe_port": 9191}, "probe_port is 9191, where docker-proxy listens on"),
+    },
     "firewall": {
         "unknown_state": ({"firewall_state": "off"}, "firewall_state is 'off'; set it to present or absent."),
         "no_list": (
@@ -451,6 +471,10 @@ RIGHT: Dict[str, Dict[str, Any]] = {
         "package": {"grafana_deb": "https://example.org/grafana.deb", "grafana_deb_sha256": DIGEST},
     },
     "firewall": {"without": {"firewall_state": "absent"}},
+    "probe": {
+        "as_it_is": {},
+        "all": {**PROBE, "probe_targets": ["http://[::1]:8000/", "https://a/b"], "probe_api_key": "monitor.s3cret"},
+    },
     "load_balancers": {
         "as_it_is": {},
         "no_door": {"haproxy_state": "absent", "haproxy_model_servers": []},

@@ -199,6 +199,24 @@ def test_details_of_a_broken_model_are_json(
     assert [each["confidence"] for each in answer.json()["predictions"]] == [None]
 
 
+def test_a_probe_is_answered_and_counted_as_none_of_the_inputs(
+    classifier: FakeClassifier, encode: Encode, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text("k" * 32)
+    client = make_client(classifier, feedback_keys_file=tmp_path / "keys")
+    before = samples(client)
+    answer = client.post("/probe", content=encode(), headers={"content-type": "image/jpeg"})
+    refused = client.post("/probe", content=b"?", headers={"content-type": "image/jpeg"})
+    after = samples(client)
+
+    assert (answer.json()["likely_class"], refused.status_code) == ("lemon", 400)
+    assert "x-prediction-id" not in answer.headers
+    grown = {key for key, value in after.items() if value != before.get(key, 0.0)}
+    of_requests = {key for key in grown if key.startswith("fastapi_")}
+    assert grown - of_requests == set(), "neither inputs nor predictions"
+    assert any(key.startswith("fastapi_requests_total") and "('path', '/probe')" in key for key in of_requests)
+
+
 @pytest.mark.parametrize("top", [1, 2, 1000])
 def test_the_likeliest_classes_are_given_on_request(client: Client, encode: Encode, top: int) -> None:
     answer = client.post(f"/predict?top={top}", content=encode(), headers={"content-type": "image/jpeg"}).json()

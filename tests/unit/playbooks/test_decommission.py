@@ -76,7 +76,7 @@ exit 0
 """
 # Roles that are not only removed, with the files that stay as they are.
 REAL = {"model_server": ["others", "drain"], "haproxy": ["forget"], "prometheus": ["forget"], "firewall": ["forget"]}
-ABSENT = ("alertmanager", "grafana", "node_exporter", "locust", "offline")
+ABSENT = ("alertmanager", "probe", "grafana", "node_exporter", "locust", "offline")
 
 
 class Fleet:
@@ -382,7 +382,7 @@ def test_firewalls_and_the_door_forget_a_monitoring_host(fleet: Fleet) -> None:
     log = fleet.log()
     # Whoever watches goes first.
     gone = [line.split()[-1] for line in log if line.startswith("monitor is without")]
-    assert gone == ["prometheus", "alertmanager", "grafana", "node_exporter", "firewall", "offline"]
+    assert gone == ["prometheus", "alertmanager", "probe", "grafana", "node_exporter", "firewall", "offline"]
     forgotten = (
         '{"from": ["192.0.2.20"], "ports": ["8000", "9100", "%s", "3000", "9090", "9093", "9094", "9094/udp", "5557"]}'
     )
