@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks.load import Connection, multipart
 from benchmarks.servers import ours, running
 from model_server.model.image_files import MAX_SCANS, ImageTooLargeError, UnsupportedImageError, count_scans
-from model_server.model.preprocessing import load, open_image, resize_and_crop
+from model_server.model.preprocessing import Scaling, load, open_image, resize_and_crop
 from model_server.settings import Settings
 
 MAX_BODY: int = Settings.model_fields["max_body_bytes"].default
@@ -109,7 +109,7 @@ def cost(data: bytes) -> Tuple[float, float]:
 def _decode(data: bytes) -> Tuple[float, float]:
     idle = _memory("VmRSS")
     began = time.process_time()
-    resize_and_crop(load(open_image(data, MAX_PIXELS)), 224)
+    resize_and_crop(load(open_image(data, MAX_PIXELS)), Scaling(224))
     return time.process_time() - began, _memory("VmHWM") - idle
 
 

@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Tuple
 
 from benchmarks.servers import BUNDLE, REPOSITORY, WORKERS
-from model_server.model.preprocessing import load, open_image
+from model_server.model.preprocessing import decoding_of, load, open_image
 
 MAX_PIXELS = 50_000_000
 WARM_UP = 15  # batches
@@ -46,11 +46,11 @@ def main() -> None:
 
     decoding, seconds, image = sys.argv[1], float(sys.argv[2]), Path(sys.argv[3]).read_bytes()
     classifier = Classifier(read_bundle(BUNDLE))
-    fast_for = classifier.manifest.input_size if decoding == "fast" else None
+    how = decoding_of(classifier.manifest, decoding)
 
     def classify() -> str:
         size = classifier.batch_size
-        pixels = [classifier.preprocess(load(open_image(image, MAX_PIXELS), fast_for)) for _ in range(size)]
+        pixels = [classifier.preprocess(load(open_image(image, MAX_PIXELS), how)) for _ in range(size)]
         return classifier.classify_batch(pixels)[0].likely_class
 
     for _ in range(WARM_UP):

@@ -1,12 +1,10 @@
 """From an upload to an image, and the answers to what is none."""
 
-from typing import Optional
-
 from PIL import Image
 
 from model_server.metrics.predictions import Reason, RequestTimings
 from model_server.model.image_files import ImageTooLargeError, UndecodableImageError, UnsupportedImageError
-from model_server.model.preprocessing import load, open_image
+from model_server.model.preprocessing import Decoding, load, open_image
 from model_server.upload import UNTYPED, RejectedInputError, Upload
 
 
@@ -33,15 +31,15 @@ def open_upload(upload: Upload, timings: RequestTimings, max_pixels: int) -> Ima
         raise _undecodable(name) from error
 
 
-def load_upload(image: Image.Image, upload: Upload, timings: RequestTimings, fast_for: Optional[int]) -> Image.Image:
-    """Decode an opened upload and record its pixels: the original ones, also when `fast_for` reduces the scale.
+def load_upload(image: Image.Image, upload: Upload, timings: RequestTimings, decoding: Decoding) -> Image.Image:
+    """Decode an opened upload and record its pixels: the original ones, also where the decoding reduces the scale.
 
     Raises:
         RejectedInputError: it cannot be decoded.
     """
     pixels = image.width * image.height
     try:
-        image = load(image, fast_for)
+        image = load(image, decoding)
     except UndecodableImageError as error:
         raise _undecodable(_name_of(upload)) from error
     timings.pixels = pixels

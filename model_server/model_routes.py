@@ -1,6 +1,6 @@
 """What clients can ask about the model: /model, and the metadata of the Open Inference Protocol below /v2."""
 
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple, Union
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
@@ -9,9 +9,14 @@ from model_server.model.bundle import Manifest
 
 
 class ModelInput(BaseModel):
-    """The square that the model sees; mean and standard deviation are of pixels scaled to 0..1, by channel."""
+    """The square that the model sees, and what an image is scaled to before it is cut out.
+
+    Mean and standard deviation are of pixels scaled to 0..1, by channel.
+    """
 
     size: int
+    resize: Union[int, Tuple[int, int]]
+    interpolation: str
     mean: Tuple[float, float, float]
     std: Tuple[float, float, float]
 
@@ -42,7 +47,13 @@ def add_model_routes(app: FastAPI, manifest: Manifest, authorize: Callable[[Requ
     described = Model(
         **name_of(manifest),
         architecture=manifest.architecture,
-        input=ModelInput(size=manifest.input_size, mean=manifest.mean, std=manifest.std),
+        input=ModelInput(
+            size=manifest.input_size,
+            resize=manifest.resize or manifest.input_size,
+            interpolation=manifest.interpolation,
+            mean=manifest.mean,
+            std=manifest.std,
+        ),
         classes=list(manifest.classes),
     )
     metadata: Dict[str, Any] = {

@@ -18,7 +18,7 @@ from model_server.feedback import PredictionIds
 from model_server.metrics.predictions import ModelMetrics, Reason, RequestTimings
 from model_server.model.accuracy import Accuracy, confidence_bin
 from model_server.model.bundle import Manifest
-from model_server.model.preprocessing import LARGE
+from model_server.model.preprocessing import LARGE, decoding_of
 from model_server.model.reference import Reference
 from model_server.model_routes import ModelName, name_of
 from model_server.server.batches import Batches
@@ -137,7 +137,7 @@ class Predictor:
         self.copies = Copies(settings.runtime_dir)
         self._named = name_of(model.manifest)
         self._headers = {f"X-Model-{field.capitalize()}": value for field, value in self._named.items()}
-        self._fast_for = model.manifest.input_size if settings.decoding == "fast" else None
+        self._decoding = decoding_of(model.manifest, settings.decoding)
         self._batches = Batches(model.classify_batch, model.batch_size, metrics.queue)
         self._large_images = ThreadPoolExecutor(1)  # one at a time: each takes much memory
 
@@ -203,7 +203,7 @@ class Predictor:
             return finish(image)
 
         def finish(image: Image.Image) -> "Tensor":
-            image = load_upload(image, upload, timings, self._fast_for)
+            image = load_upload(image, upload, timings, self._decoding)
             timings.lap("decode")
             pixels = self._model.preprocess(image)
             timings.lap("preprocess")

@@ -30,6 +30,7 @@ from model_server.model.bundle import (
     TORCHSCRIPT,
     Bundle,
     BundleError,
+    Manifest,
     make_bundle,
     read_bundle,
     read_bytes,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:  # the import of torch takes seconds
     from model_server.model.classifier import Classifier
 
 YEAR_1980 = 315532800
+# Options of `create` that are fields of the manifest.
+DESCRIBED = ("architecture", "classes", "input_size", "resize", "interpolation", "antialias", "mean", "std")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -75,24 +78,41 @@ def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     making.add_argument("--name", required=True, help="of the model: letters, digits and . _ + -")
     making.add_argument("--version", required=True, help="of the model: letters, digits and . _ + -")
     making.add_argument(
-        "--architecture", required=True, help="fruit_classifier, torchscript, or a model of torchvision like resnet18"
+        "--preset",
+        metavar="WEIGHTS",
+        help="weights of torchvision, such as ResNet50_Weights.DEFAULT, whose architecture, classes and transforms are "
+        "the defaults of the options below; it needs torchvision, and fetches nothing",
     )
+    making.add_argument("--architecture", help="fruit_classifier, torchscript, or a model of torchvision like resnet18")
     making.add_argument(
         "--classes",
         nargs="+",
-        required=True,
         metavar="CLASS",
         help="their names, in the order of the model's outputs; @FILE: a file with one in each line",
     )
+    making.add_argument("--input-size", type=int, metavar="PIXELS", help="side of the square input (default: 224)")
     making.add_argument(
-        "--input-size", type=int, default=224, metavar="PIXELS", help="side of the square input (default: 224)"
+        "--resize",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="what the shorter side of an image is scaled to before the square is cut out, or height and width "
+        "(default: the input size)",
     )
+    making.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="of the scaling (default: bilinear)")
+    making.add_argument(
+        "--no-antialias",
+        dest="antialias",
+        action="store_const",
+        const=False,
+        help="scale as for tensors with antialias=False (default: all pixels count, as with Pillow)",
+    )
+    making.add_argument("--exif-orientation", action="store_true", help="turn photos as their EXIF data say")
     channels = ("RED", "GREEN", "BLUE")
     making.add_argument(
         "--mean",
         type=float,
         nargs=3,
-        default=IMAGENET_MEAN,
         metavar=channels,
         help="subtracted from pixels of 0..1 (default: ImageNet's, 0.485 0.456 0.406)",
     )
@@ -100,7 +120,6 @@ def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--std",
         type=float,
         nargs=3,
-        default=IMAGENET_STD,
         metavar=channels,
         help="what they are divided by then (default: ImageNet's, 0.229 0.224 0.225)",
     )
@@ -145,11 +164,7 @@ def create(options: argparse.Namespace) -> None:
     fields: Dict[str, object] = {
         "name": options.name,
         "version": options.version,
-        "architecture": options.architecture,
-        "classes": options.classes,
-        "input_size": options.input_size,
-        "mean": options.mean,
-        "std": options.std,
+        **_described(options),
     }
     bundle = make_bundle(options.directory, weights, fields)._replace(weights_path=options.weights)
     choice = choose(bundle, options.engine, _say)
@@ -158,6 +173,31 @@ def create(options: argparse.Namespace) -> None:
     _describe(bundle, choice.classifier)
     write_bundle(options.directory, bundle.weights, fields, onnx=choice.onnx)
     _say(f"written: {options.directory}")
+
+
+def _described(options: argparse.Namespace) -> Dict[str, object]:
+    """Return what the options say of the model, over the preset's, over the defaults.
+
+    Raises:
+        CommandError: the preset is unknown, or without one the architecture or the classes are missing.
+    """
+    fields: Dict[str, object] = {"architecture": None, "classes": None, "input_size": 224}
+    fields.update({"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
+    if options.preset:
+        from model_server.commands.presets import preset  # noqa: PLC0415 - imports torchvision
+
+        fields.update(preset(options.preset))
+    given = {name: getattr(options, name) for name in DESCRIBED}
+    given["resize"] = given["resize"][0] if given["resize"] and len(given["resize"]) == 1 else given["resize"]
+    fields.update({name: value for name, value in given.items() if value is not None})
+    if given["input_size"] and not given["resize"]:
+        fields.pop("resize", None)  # the preset's belongs to its own input size
+    if options.exif_orientation:
+        fields["exif_orientation"] = True
+    for name in ("architecture", "classes"):
+        if fields[name] is None:
+            raise CommandError(f"--{name} is missing; give it, or --preset with weights of torchvision.")
+    return fields
 
 
 def check(options: argparse.Namespace) -> None:
@@ -209,7 +249,7 @@ def _describe(bundle: Bundle, classifier: "Classifier") -> None:
     logits = classifier.logits(pixels)
     milliseconds = 1000 * (time.perf_counter() - started)
     _say(f"model:        {manifest.name} {manifest.version}")
-    _say(f"architecture: {manifest.architecture}, for images of {size}×{size} pixels")
+    _say(f"architecture: {manifest.architecture}, for images of {size}×{size} pixels{_scaled(manifest)}")
     _say(f"weights:      {_megabytes(bundle.weights)}, SHA-256 {manifest.weights_sha256}")
     _say(f"classes:      {len(manifest.classes)}, as many as logits: {_some(manifest.classes)}")
     batches = f", in batches of up to {classifier.batch_size}" if classifier.batch_size > 1 else ""
@@ -224,6 +264,20 @@ def _describe(bundle: Bundle, classifier: "Classifier") -> None:
         _say(f"reference:    {reference.images} images")
     else:
         _say("reference:    none, so that drift will not be seen (model-server reference makes it)")
+
+
+def _scaled(manifest: Manifest) -> str:
+    """What is done before the square is cut out, where it is not the usual."""
+    said = []
+    if manifest.resize not in (None, manifest.input_size):
+        sides = manifest.resize
+        said.append(
+            f"{sides[1]}×{sides[0]} pixels" if isinstance(sides, tuple) else f"{sides} pixels on the shorter side"
+        )
+    said += ["bicubic"] if manifest.interpolation == "bicubic" else []
+    said += [] if manifest.antialias else ["without antialias"]
+    said += ["turned as EXIF says"] if manifest.exif_orientation else []
+    return f", cut out of images that are scaled to {', '.join(said)}" if said else ""
 
 
 def _find_labelled(folder: Path, classes: Sequence[str]) -> Dict[str, List[Path]]:
@@ -242,7 +296,9 @@ def _find_labelled(folder: Path, classes: Sequence[str]) -> Dict[str, List[Path]
 def _judge(classifier: "Classifier", labelled: Dict[str, List[Path]], folder: Path) -> Accuracy:
     hits, counts, judged = {}, {}, []
     for name, paths in labelled.items():
-        answers = [classifier.classify(classifier.preprocess(image)) for image in read_images(paths, _say)]
+        answers = [
+            classifier.classify(classifier.preprocess(image)) for image in read_images(paths, classifier.manifest, _say)
+        ]
         rights = [answer.likely_class == name for answer in answers]
         hits[name], counts[name] = sum(rights), len(rights)
         judged += [(answer.confidence, is_right) for answer, is_right in zip(answers, rights)]

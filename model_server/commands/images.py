@@ -6,8 +6,9 @@ from typing import Callable, Iterator, List, Sequence, Set
 from PIL import Image
 
 from model_server.commands import CommandError
+from model_server.model.bundle import Manifest
 from model_server.model.image_files import ImageTooLargeError, UndecodableImageError, UnsupportedImageError
-from model_server.model.preprocessing import decode
+from model_server.model.preprocessing import decode, decoding_of
 from model_server.settings import Settings
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -33,11 +34,14 @@ def find_images(places: Sequence[Path]) -> List[Path]:
     return sorted(found)
 
 
-def read_images(paths: Sequence[Path], say: Callable[[str], None]) -> Iterator[Image.Image]:
-    """Decode the images one by one; `say` gets a line for each that is left out, and one for each hundred."""
+def read_images(paths: Sequence[Path], manifest: Manifest, say: Callable[[str], None]) -> Iterator[Image.Image]:
+    """Decode the images one by one, exactly, for a model.
+
+    `say` gets a line for each that is left out, and one for each hundred.
+    """
     for number, path in enumerate(paths, 1):
         try:
-            image = decode(path.read_bytes(), MAX_PIXELS)
+            image = decode(path.read_bytes(), MAX_PIXELS, decoding_of(manifest, "exact"))
         except ImageTooLargeError as error:
             say(f"left out, because it is too large ({error}): {path}")
         except UnsupportedImageError as error:

@@ -50,7 +50,7 @@ def write_reference_of(options: argparse.Namespace) -> None:
 
     _say(f"{len(paths)} images, as {bundle.manifest.name} {bundle.manifest.version} sees them")
     observations = []
-    for image in read_images(paths, _say):
+    for image in read_images(paths, bundle.manifest, _say):
         pixels = classifier.preprocess(image)
         observations.append(observe(pixels, *classifier.classify(pixels)[:2]))
     if len(observations) < FEWEST_IMAGES:

@@ -15,7 +15,7 @@ from model_server.metrics.shadow import STAGES, ShadowMetrics, counted
 from model_server.metrics.slots import check_metrics_dir
 from model_server.metrics.values import restore_lost_files
 from model_server.model.bundle import read_bundle
-from model_server.model.preprocessing import load, open_image
+from model_server.model.preprocessing import decoding_of, load, open_image
 from model_server.server._gunicorn import tell_ready
 from model_server.server.shadow import Copied
 from model_server.settings import Settings, read_settings
@@ -85,7 +85,7 @@ class Judge:
     def __init__(self, classifier: Any, settings: Settings) -> None:
         self._classifier = classifier
         self._max_pixels = settings.max_image_pixels
-        self._fast_for = classifier.manifest.input_size if settings.decoding == "fast" else None
+        self._decoding = decoding_of(classifier.manifest, settings.decoding)
         self.metrics = ShadowMetrics(classifier.manifest)
         self._failures = LimitedLog("images failed", lines=1)
 
@@ -93,7 +93,7 @@ class Judge:
         # Processor time: this process waits for the server's workers, and its own time would tell of them.
         ends = [time.thread_time()]
         try:
-            decoded = load(open_image(image, self._max_pixels), self._fast_for)
+            decoded = load(open_image(image, self._max_pixels), self._decoding)
             ends.append(time.thread_time())
             pixels = self._classifier.preprocess(decoded)
             ends.append(time.thread_time())

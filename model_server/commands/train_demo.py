@@ -21,7 +21,7 @@ from model_server.model.bundle import FRUIT_CLASSIFIER, Findings, make_bundle, r
 from model_server.model.classifier import Classifier
 from model_server.model.fruit_classifier import FruitClassifier
 from model_server.model.loading import to_safetensors
-from model_server.model.preprocessing import resize_and_crop
+from model_server.model.preprocessing import Scaling, resize_and_crop
 from model_server.model.reference import Reference, build
 
 CLASSES = tuple(FRUITS)
@@ -43,7 +43,7 @@ def draw_images(count: int, rng: Random) -> Tuple[Tensor, Tensor]:
     for index in range(count):
         width, height = rng.randrange(150, 260), rng.randrange(150, 260)
         picture = draw_fruit(CLASSES[index % len(CLASSES)], rng, width, height)
-        pixels += resize_and_crop(picture, INPUT_SIZE).tobytes()
+        pixels += resize_and_crop(picture, Scaling(INPUT_SIZE)).tobytes()
     images = torch.frombuffer(pixels, dtype=torch.uint8).view(count, INPUT_SIZE, INPUT_SIZE, 3)
     return images.permute(0, 3, 1, 2).float(), torch.arange(count) % len(CLASSES)
 

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from datetime import date
 from pathlib import Path
-from typing import Dict, Literal, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar
+from typing import Dict, Literal, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
@@ -29,6 +29,7 @@ ONNX = "model.onnx"
 REFERENCE, ACCURACY = "reference.json", "accuracy.json"
 FRUIT_CLASSIFIER, TORCHSCRIPT = "fruit_classifier", "torchscript"  # the other architectures are torchvision's
 TORCH, ONNX_RUNTIME = "torch", "onnxruntime"  # the engines
+LARGEST_SIDE = 4096  # pixels
 LARGEST_BATCH = 4  # a batch of 8 would gain another 10 %, but each request would wait twice as long
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -43,8 +44,10 @@ class Manifest(BaseModel):
     """What `model.yaml` says; docs/models.md has the fields one by one.
 
     `classes` are in the order of the model's outputs. `input_size` is the side of the square input in
-    pixels; `mean` and `std` are per channel (red, green, blue), of pixel values scaled to 0..1. `batch_size` is the
-    number of images that `engine` was proved to classify together; None: what is known of the architecture.
+    pixels; `mean` and `std` are per channel (red, green, blue), of pixel values scaled to 0..1. `resize` is what the
+    shorter side of an image is scaled to before the square is cut out, or its height and width; None: `input_size`.
+    `batch_size` is the number of images that `engine` was proved to classify together; None: what is known of the
+    architecture.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
@@ -53,11 +56,15 @@ class Manifest(BaseModel):
     version: str
     architecture: str = Field(min_length=1)
     classes: Tuple[str, ...] = Field(min_length=2)
-    input_size: int = Field(ge=16, le=4096)
+    input_size: int = Field(ge=16, le=LARGEST_SIDE)
     mean: Tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     std: Tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     # Not in bundles of earlier releases, nor needed in one that is written by hand.
+    resize: Union[int, Tuple[int, int], None] = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    antialias: bool = True
+    exif_orientation: bool = False
     engine: Literal["torch", "onnxruntime"] = "torch"
     batch_size: Optional[int] = Field(None, ge=1, le=LARGEST_BATCH)
     onnx_sha256: Optional[str] = Field(None, pattern="^[0-9a-f]{64}$")
@@ -91,6 +98,18 @@ class Manifest(BaseModel):
                 "standard deviations are above 0, of pixels scaled to 0..1; divide those of pixels of 0..255 by 255"
             )
         return std
+
+    @model_validator(mode="after")
+    def _cuttable(self) -> "Manifest":
+        sides = (self.resize,) if isinstance(self.resize, int) else self.resize or (self.input_size,)
+        if not self.input_size <= min(sides) <= max(sides) <= LARGEST_SIDE:
+            raise ValueError(
+                f"resize is {self.resize}, and the square of input_size {self.input_size} is cut out of it; "
+                f"set it to {self.input_size} to {LARGEST_SIDE}, or to such a height and width"
+            )
+        if not self.antialias and self.interpolation != "bilinear":
+            raise ValueError("antialias may only be false where interpolation is bilinear")
+        return self
 
     @model_validator(mode="after")
     def _exported(self) -> "Manifest":

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from model_server.model.bundle import FRUIT_CLASSIFIER, LARGEST_BATCH, TORCH, Bundle
 from model_server.model.loading import load_model
-from model_server.model.preprocessing import LARGE, resize_and_crop, rgbx, scale_and_crop
+from model_server.model.preprocessing import LARGE, resize_and_crop, rgbx, scaling_of
 
 # One thread per worker: OpenMP threads of several workers would compete for the same cores.
 # Set before any forward pass: a fork would lose the threads of a pool.
@@ -59,13 +59,13 @@ class Classifier:
         self.reference = bundle.reference
         self.accuracy = bundle.accuracy
         self.ready = False
-        self._size = manifest.input_size
+        self._scaling = scaling_of(manifest)
         self.engine = engine or manifest.engine
         self._model = load_model(bundle, allow_pickle, self.engine)
         # TorchScript may accept no batch size but 1; what a bundle says was proved with its own engine.
         known = LARGEST_BATCH if (manifest.architecture, self.engine) == (FRUIT_CLASSIFIER, TORCH) else 1
         self.batch_size = manifest.batch_size or known if self.engine == manifest.engine else known
-        pixels = self.preprocess(Image.new("RGB", (self._size, self._size)))
+        pixels = self.preprocess(Image.new("RGB", (manifest.input_size, manifest.input_size)))
         for count in range(1, self.batch_size + 1):  # the first run of each shape is slow
             self.classify_batch([pixels] * count)
         self.ready = True
@@ -78,15 +78,20 @@ class Classifier:
         """
         # torch also scales what the crop removes: wasted for a panorama, gigabytes for an image one pixel high. And
         # a large image would have to be copied for it.
+        scaling, size = self._scaling, self._scaling.size
         is_large = image.width * image.height > LARGE
-        if is_large or not RESIZES_BYTES or max(image.size) > PANORAMA * min(image.size):
-            return to_tensor(resize_and_crop(image, self._size)).float()
-        scaled_width, scaled_height, left, top = scale_and_crop(image.width, image.height, self._size)
+        if is_large or not RESIZES_BYTES or not scaling.antialias or max(image.size) > PANORAMA * min(image.size):
+            return to_tensor(resize_and_crop(image, scaling)).float()
+        scaled_width, scaled_height, left, top = scaling.measure(image.width, image.height)
         # Scaling all four bytes of a pixel is faster than selecting three.
         scaled = functional.interpolate(
-            _four_channels(image), (scaled_height, scaled_width), mode="bilinear", antialias=True, align_corners=False
+            _four_channels(image),
+            (scaled_height, scaled_width),
+            mode=scaling.interpolation,
+            antialias=True,
+            align_corners=False,
         )
-        return scaled[:, :3, top : top + self._size, left : left + self._size].float()
+        return scaled[:, :3, top : top + size, left : left + size].float()
 
     def classify(self, pixels: Tensor) -> Classification:
         """Name the class of a preprocessed image."""

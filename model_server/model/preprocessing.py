@@ -3,10 +3,11 @@
 import ctypes
 import math
 from io import BytesIO
-from typing import Any, Optional, Tuple
+from typing import Any, NamedTuple, Optional, Tuple, Union
 
-from PIL import Image
+from PIL import Image, ImageOps
 
+from model_server.model.bundle import Manifest
 from model_server.model.image_files import (
     ImageTooLargeError,
     UndecodableImageError,
@@ -28,19 +29,81 @@ LARGE = 4_000_000  # pixels; Pillow keeps a larger image in several blocks of me
 Image.MAX_IMAGE_PIXELS = None
 
 
-def decode(data: bytes, max_pixels: int) -> Image.Image:
+class Decoding(NamedTuple):
+    """How images are decoded for a model.
+
+    Attributes:
+        fast_for: the size that the image will be scaled to; a JPEG that is much larger is decoded at 1/2, 1/4 or 1/8
+            of its width and height. That saves most of the work, and comes close to what scaling all pixels would
+            give: the shorter side keeps at least 1.5 times this size. None: every pixel is decoded.
+        exif_orientation: whether a photo is turned as its EXIF data say.
+    """
+
+    fast_for: Optional[int] = None
+    exif_orientation: bool = False
+
+
+class Scaling(NamedTuple):
+    """What becomes of a decoded image: it is scaled, and the central square is cut out.
+
+    Attributes:
+        size: side of the square, in pixels.
+        resize: what the shorter side is scaled to, in pixels, or height and width; None: `size`.
+        interpolation: `bilinear` or `bicubic`.
+        antialias: whether all pixels count where the image becomes smaller, as they do in Pillow.
+    """
+
+    size: int
+    resize: Union[int, Tuple[int, int], None] = None
+    interpolation: str = "bilinear"
+    antialias: bool = True
+
+    def measure(self, width: int, height: int) -> Tuple[int, int, int, int]:
+        """Return the width and height of the whole image scaled, and the left and top of the square, in pixels."""
+        resize = self.resize or self.size
+        if isinstance(resize, int):
+            short = min(width, height)
+            # torchvision's rounding: the longer side is truncated, the crop's corner rounded half to even.
+            scaled_width, scaled_height = resize * width // short, resize * height // short
+        else:
+            scaled_height, scaled_width = resize
+        return (
+            scaled_width,
+            scaled_height,
+            round((scaled_width - self.size) / 2),
+            round((scaled_height - self.size) / 2),
+        )
+
+
+def decoding_of(manifest: Manifest, quality: str) -> Decoding:
+    """Return how images are decoded for a model; `quality` is `exact` or `fast`, as the server's setting has it."""
+    scaled = manifest.resize or manifest.input_size
+    longest = scaled if isinstance(scaled, int) else max(scaled)
+    return Decoding(longest if quality == "fast" else None, manifest.exif_orientation)
+
+
+def scaling_of(manifest: Manifest) -> Scaling:
+    """Return what becomes of an image for a model."""
+    return Scaling(manifest.input_size, manifest.resize, manifest.interpolation, manifest.antialias)
+
+
+EXACT = Decoding()
+
+
+def decode(data: bytes, max_pixels: int, decoding: Decoding = EXACT) -> Image.Image:
     """Decode an image of any mode to RGB. The first frame counts, transparency is dropped.
 
     Args:
         data: a whole JPEG, PNG, WebP, GIF, BMP or TIFF file.
         max_pixels: the largest width × height accepted.
+        decoding: how.
 
     Raises:
         ImageTooLargeError: the image has more than `max_pixels`; nothing was decoded.
         UndecodableImageError: the data are no image, or are truncated or corrupt.
         UnsupportedImageError: the image is of a kind that is not accepted.
     """
-    return load(open_image(data, max_pixels))
+    return load(open_image(data, max_pixels), decoding)
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
@@ -67,25 +130,33 @@ def _opened(data: bytes) -> Image.Image:
         raise UndecodableImageError(str(error)) from error
 
 
-def load(image: Image.Image, fast_for: Optional[int] = None) -> Image.Image:
+def load(image: Image.Image, decoding: Decoding = EXACT) -> Image.Image:
     """Decode an opened image to RGB.
 
     Args:
         image: from `open_image`.
-        fast_for: the size that the image will be scaled to; a JPEG that is much larger is decoded at 1/2, 1/4 or 1/8
-            of its width and height. That saves most of the work, and comes close to what scaling all pixels would
-            give: the shorter side keeps at least 1.5 times this size. None: every pixel is decoded.
+        decoding: how.
 
     Raises:
         UndecodableImageError: the data are truncated or corrupt.
     """
     try:
-        if fast_for is not None:
-            enough = math.ceil(OVERSAMPLING * fast_for)
+        if decoding.fast_for is not None:
+            enough = math.ceil(OVERSAMPLING * decoding.fast_for)
             image.draft(None, (enough, enough))
+        if decoding.exif_orientation:
+            image.load()
+            image = _turned(image)
         return _to_rgb(image)
     except Exception as error:
         raise UndecodableImageError(str(error)) from error
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # EXIF data that cannot be read say nothing
+        return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -131,29 +202,29 @@ def rgbx(image: Image.Image) -> Any:
     return buffer
 
 
-def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """Scale the shorter side to `size` and cut the central square, in one pass.
+def resize_and_crop(image: Image.Image, scaling: Scaling) -> Image.Image:
+    """Scale an image and cut the central square.
 
-    Gives the pixels of torchvision's `Resize(size)` (bilinear, antialiased) and `CenterCrop(size)`,
-    without computing those that the crop throws away.
+    Gives the pixels of torchvision's `Resize(resize)` and `CenterCrop(size)`, without computing those that the crop
+    throws away.
 
     Args:
         image: RGB, at least 1×1 pixels.
-        size: side of the square, in pixels.
+        scaling: to what, and how.
 
     Returns:
         An RGB image of size × size pixels.
     """
     width, height = image.size
-    scaled_width, scaled_height, left, top = scale_and_crop(width, height, size)
+    size = scaling.size
+    scaled_width, scaled_height, left, top = scaling.measure(width, height)
     x, y = width / scaled_width, height / scaled_height
-    box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-
-
-def scale_and_crop(width: int, height: int, size: int) -> Tuple[int, int, int, int]:
-    """Return the width and height of the whole image scaled, and the left and top of the square in it, in pixels."""
-    short = min(width, height)
-    # torchvision's rounding: the longer side is truncated, the crop's corner rounded half to even.
-    scaled_width, scaled_height = size * width // short, size * height // short
-    return scaled_width, scaled_height, round((scaled_width - size) / 2), round((scaled_height - size) / 2)
+    method = Image.Resampling.BICUBIC if scaling.interpolation == "bicubic" else Image.Resampling.BILINEAR
+    if not scaling.antialias:
+        affine = (x, 0, left * x, 0, y, top * y)
+        return image.transform((size, size), Image.Transform.AFFINE, affine, method)
+    right, bottom = min((left + size) * x, width), min((top + size) * y, height)
+    if method == Image.Resampling.BICUBIC:  # it overshoots, and is clipped after each direction: torchvision's is first
+        image = image.resize((size, height), method, box=(left * x, 0, right, height))
+        return image.resize((size, size), method, box=(0, top * y, size, bottom))
+    return image.resize((size, size), method, box=(left * x, top * y, right, bottom))

@@ -15,7 +15,7 @@ def test_the_model_is_described(client: Client) -> None:
         "version": "1.0",
         "digest": "0" * 64,
         "architecture": "none",
-        "input": {"size": 16, "mean": [0, 0, 0], "std": [1, 1, 1]},
+        "input": {"size": 16, "resize": 16, "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1]},
         "classes": ["apple", "grapes", "lemon"],
     }
 

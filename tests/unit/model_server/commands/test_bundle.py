@@ -232,6 +232,28 @@ def test_a_bundle_is_made_of_trained_weights(
     assert capsys.readouterr().out.endswith(f"written: {tmp_path / 'bundle'}\n")
 
 
+def test_a_bundle_says_how_images_are_scaled(
+    weights: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--resize", "40", "50", "--no-antialias", "--exif-orientation")
+    manifest = read_bundle(create(tmp_path, weights, *options)).manifest
+    assert (manifest.resize, manifest.interpolation) == ((40, 50), "bilinear")
+    assert (manifest.antialias, manifest.exif_orientation) == (False, True)
+    told = "32×32 pixels, cut out of images that are scaled to 50×40 pixels, without antialias, turned as EXIF says"
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", ["architecture", "classes"])
+def test_what_neither_an_option_nor_a_preset_says_is_asked_for(weights: bytes, tmp_path: Path, missing: str) -> None:
+    given = {"architecture": ["fruit_classifier"], "classes": CLASSES}
+    del given[missing]
+    (tmp_path / "weights").write_bytes(weights)
+    more = [text for name, values in given.items() for text in (f"--{name}", *values)]
+    named = ("--weights", tmp_path / "weights", "--name", "a", "--version", "1")
+    sentence = refused("create", tmp_path / "bundle", *named, *more)
+    assert sentence == f"bundle: --{missing} is missing; give it, or --preset with weights of torchvision."
+
+
 def test_a_pickled_state_dict_becomes_safetensors(
     weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +290,9 @@ def test_many_classes_come_from_a_file(weights: bytes, tmp_path: Path) -> None:
     ("more", "message"),
     [
         (["--std", "58", "57", "57"], "model.yaml: std is .* divide those of pixels of 0..255 by 255"),
+        (["--resize", "20"], "model.yaml: resize is 20, and the square of input_size 32 .* set it to 32 to 4096"),
+        (["--resize", "20", "30", "40"], "model.yaml: resize"),
+        (["--interpolation", "bicubic", "--no-antialias"], "antialias may only be false where interpolation is bi"),
         (["--classes", "apple", "lemon"], "fc3.weight has the shape .* but model.yaml expects"),
         (["--weights", "nowhere.pt"], "^bundle: nowhere.pt cannot be read: No such file or directory.$"),
     ],

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from model_server.commands.drawings import FRUITS, draw_fruit
-from model_server.model.preprocessing import resize_and_crop
+from model_server.model.preprocessing import Scaling, resize_and_crop
 from model_server.model.reference import FEATURES
 
 torch = pytest.importorskip("torch")
@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 def pixels(image: Image.Image, size: int = 150) -> Any:
     from model_server.model.classifier import to_tensor
 
-    return to_tensor(resize_and_crop(image, size)).float()
+    return to_tensor(resize_and_crop(image, Scaling(size))).float()
 
 
 def measured(image: Image.Image, size: int = 150) -> Dict[str, float]:

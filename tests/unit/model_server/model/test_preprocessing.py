@@ -11,6 +11,8 @@ from PIL import Image, ImageChops
 
 from model_server.model.image_files import ImageTooLargeError, UndecodableImageError, UnsupportedImageError
 from model_server.model.preprocessing import (
+    Decoding,
+    Scaling,
     decode,
     load,
     open_image,
@@ -149,11 +151,16 @@ def test_the_limit_itself_is_accepted(encode: Encode) -> None:
     assert decode(encode((100, 100)), 100 * 100).size == (100, 100)
 
 
-def reference(image: Image.Image, size: int) -> Image.Image:
-    """Resize, then crop: the two steps of torchvision's Resize and CenterCrop on a PIL image."""
+def reference(image: Image.Image, scaling: Scaling) -> Image.Image:
+    """What torchvision does to an image of Pillow: Resize, then CenterCrop."""
+    size, resize = scaling.size, scaling.resize or scaling.size
     width, height = image.size
-    scaled = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
-    resized = image.resize(scaled, Image.Resampling.BILINEAR)
+    if isinstance(resize, int):
+        scaled = (resize, int(resize * height / width)) if width <= height else (int(resize * width / height), resize)
+    else:
+        scaled = (resize[1], resize[0])
+    method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[scaling.interpolation]
+    resized = image.resize(scaled, method)
     left, top = round((scaled[0] - size) / 2.0), round((scaled[1] - size) / 2.0)
     return resized.crop((left, top, left + size, top + size))
 
@@ -161,19 +168,78 @@ def reference(image: Image.Image, size: int) -> Image.Image:
 SIZES = "640×480 480×640 150×150 151×150 150×301 100×100 75×149 1023×767 1500×90 31×997"
 
 
-@pytest.mark.parametrize("shape", SIZES.split())
-def test_one_pass_gives_the_pixels_of_two(shape: str) -> None:
-    width, height = (int(side) for side in shape.split("×"))
+def noise(width: int, height: int) -> Image.Image:
     count = 3 * width * height
-    noise = Image.frombytes("RGB", (width, height), random.Random(shape).getrandbits(8 * count).to_bytes(count, "big"))
-    got, expected = resize_and_crop(noise, 150), reference(noise, 150)
+    chance = random.Random(f"{width}×{height}")
+    return Image.frombytes("RGB", (width, height), chance.getrandbits(8 * count).to_bytes(count, "big"))
+
+
+def difference(one: Image.Image, other: Image.Image) -> int:
+    """The largest difference of two pixels, in levels."""
+    return max(int(high) for _, high in ImageChops.difference(one, other).getextrema())  # type: ignore[misc]
+
+
+SCALINGS = [
+    Scaling(150),
+    Scaling(150, 170),
+    Scaling(150, (150, 150)),
+    Scaling(150, (180, 230)),
+    Scaling(150, 170, "bicubic"),
+]
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=str)
+@pytest.mark.parametrize("shape", SIZES.split())
+def test_a_square_has_the_pixels_of_resize_and_crop(shape: str, scaling: Scaling) -> None:
+    width, height = (int(side) for side in shape.split("×"))
+    image = noise(width, height)
+    got = resize_and_crop(image, scaling)
     assert got.size == (150, 150)
-    assert max(high for _, high in ImageChops.difference(got, expected).getextrema()) <= 1  # type: ignore[misc]
+    assert difference(got, reference(image, scaling)) <= (2 if scaling.resize else 1)
+
+
+def test_without_antialias_four_pixels_count() -> None:
+    """Of 8×8 pixels scaled to 2×2, those around the centres of the quarters."""
+    image = Image.new("RGB", (16, 8))
+    for x, y in ((5, 1), (5, 2), (6, 1), (6, 2)):  # around (6, 2): the centre of the first quarter of the square
+        image.putpixel((x, y), (200, 100, 40))
+    sampled = resize_and_crop(image, Scaling(2, antialias=False))
+    assert [sampled.getpixel((x, y)) for y in (0, 1) for x in (0, 1)] == [(200, 100, 40), *[(0, 0, 0)] * 3]
+    assert resize_and_crop(image, Scaling(2)).getpixel((0, 0)) != (200, 100, 40)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_as_its_exif_data_say_if_the_model_wants_it(orientation: int) -> None:
+    image = Image.new("RGB", (64, 32), "white")
+    image.paste("red", (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    image.save(file, "JPEG", exif=exif, quality=95, subsampling=0)
+
+    as_it_is, turned = (decode(file.getvalue(), LIMIT, Decoding(exif_orientation=wanted)) for wanted in (False, True))
+
+    assert as_it_is.size == (64, 32)
+    assert turned.size == ((64, 32) if orientation < 5 else (32, 64))
+    corners = {1: (0, 0), 2: (-1, 0), 3: (-1, -1), 4: (0, -1), 5: (0, 0), 6: (-1, 0), 7: (-1, -1), 8: (0, -1)}
+    right, low = corners[orientation]
+    red, green, _ = turned.getpixel((right % turned.width, low % turned.height))  # type: ignore[misc]
+    assert red > 200
+    assert green < 100
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"nonsense"])
+def test_exif_data_that_cannot_be_read_say_nothing(exif: bytes) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 32)).save(file, "JPEG", exif=exif)
+
+    assert decode(file.getvalue(), LIMIT, Decoding(exif_orientation=True)).size == (64, 32)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3)])
 def test_extreme_shapes(size: Any) -> None:
-    assert resize_and_crop(Image.new("RGB", size, (1, 2, 3)), 150).getpixel((75, 75)) == (1, 2, 3)
+    assert resize_and_crop(Image.new("RGB", size, (1, 2, 3)), Scaling(150)).getpixel((75, 75)) == (1, 2, 3)
 
 
 SCALED = [((640, 480), (320, 240)), ((449, 600), (449, 600)), ((450, 600), (225, 300)), ((4000, 900), (1000, 225))]
@@ -182,19 +248,19 @@ SCALED = [((640, 480), (320, 240)), ((449, 600), (449, 600)), ((450, 600), (225,
 @pytest.mark.parametrize(("size", "decoded"), [*SCALED, ((1804, 1803), (226, 226)), ((100, 90), (100, 90))])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_fast_decoding_leaves_one_and_a_half_times_the_size(encode: Encode, mode: str, size: Any, decoded: Any) -> None:
-    image = load(open_image(encode(size, mode=mode), 10_000_000), fast_for=150)
+    image = load(open_image(encode(size, mode=mode), 10_000_000), Decoding(150))
     assert (image.mode, image.size) == ("RGB", decoded)
 
 
 def test_what_is_no_jpeg_is_decoded_in_full(encode: Encode) -> None:
     for kind in ("PNG", "WEBP", "GIF", "BMP", "TIFF"):
-        assert load(open_image(encode((900, 700), kind=kind), LIMIT), fast_for=150).size == (900, 700)
+        assert load(open_image(encode((900, 700), kind=kind), LIMIT), Decoding(150)).size == (900, 700)
 
 
 def test_truncated_files_are_refused_by_fast_decoding(encode: Encode) -> None:
     whole = encode((800, 600), progressive=True)
     with pytest.raises(UndecodableImageError):
-        load(open_image(whole[: len(whole) // 2], LIMIT), fast_for=150)
+        load(open_image(whole[: len(whole) // 2], LIMIT), Decoding(150))
 
 
 @pytest.mark.parametrize("size", [(7, 5), (640, 480), (2100, 2100)])

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from model_server.commands.drawings import FRUITS, draw_fruit
-from model_server.model.preprocessing import decode, load, open_image, resize_and_crop
+from model_server.model.preprocessing import Decoding, Scaling, decode, load, open_image, resize_and_crop
 
 REFERENCE = Path(__file__).parent / "torchvision_reference"
 PICTURES = sorted(REFERENCE.glob("*.jpg"))
@@ -26,7 +26,7 @@ LIMIT = 20_000_000
 def test_every_pixel_is_torchvisions_within_one_level(picture: Path) -> None:
     expected = Image.open(picture.with_suffix(".png")).convert("RGB")
 
-    got = resize_and_crop(decode(picture.read_bytes(), LIMIT), SIZE)
+    got = resize_and_crop(decode(picture.read_bytes(), LIMIT), Scaling(SIZE))
 
     assert max(high for _, high in ImageChops.difference(got, expected).getextrema()) <= 1  # type: ignore[misc]
 
@@ -107,14 +107,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def answer(classifier: Any, data: bytes, fast: bool) -> Tuple[str, float]:
-    image = load(open_image(data, LIMIT), SIZE if fast else None)
+    image = load(open_image(data, LIMIT), Decoding(SIZE if fast else None))
     likely_class, confidence, _ = classifier.classify(classifier.preprocess(image))
     return likely_class, confidence
 
 
 def test_fast_decoding_gives_the_classes_of_exact_decoding(trained: Any) -> None:
     images = [*varied(300, Random("varied")), *(path.read_bytes() for path in LOAD)]
-    scaled = sum(load(open_image(data, LIMIT), SIZE).size != open_image(data, LIMIT).size for data in images)
+    scaled = sum(load(open_image(data, LIMIT), Decoding(SIZE)).size != open_image(data, LIMIT).size for data in images)
     assert scaled > len(images) / 4, "enough of them are decoded at a reduced scale"
 
     answers = [(answer(trained, data, fast=False), answer(trained, data, fast=True)) for data in images]
