@@ -97,7 +97,7 @@ def users(load: Machine, tell: Tell) -> Iterator[Users]:
         wait_until(lambda: len(users.answers()) > 2 * USERS, timeout=60, what="the load")
         yield users
     finally:
-        load.status("systemctl stop %s", UNIT)
+        load.status("systemctl kill --signal=SIGKILL %s", UNIT)  # a stop waits for all users
         load.run("rm --recursive %s", folder)
 
 

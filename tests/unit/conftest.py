@@ -1,6 +1,7 @@
 import io
 import os
-from typing import Any, Callable, Sequence
+import signal
+from typing import Any, Callable, Iterator, Sequence
 
 import pytest
 from PIL import Image
@@ -14,6 +15,14 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in list(os.environ):
         if variable.upper().startswith(("MODEL_SERVER_", "PROMETHEUS_MULTIPROC_DIR")):
             monkeypatch.delenv(variable)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible() -> Iterator[None]:
+    """A shell gives what it starts in the background an ignored SIGINT, which the tests' processes would inherit."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.unit.load_test.test_locust_run import LOCUSTFILE, Counting, server
+from tests.unit.load_test.test_locust_run import LOCUSTFILE, Counting, Run, server
 from tests.unit.model_server.server.gunicorn_process import wait_for
 
 pytest.importorskip("locust.stats", reason="needs Locust", exc_type=ImportError)
@@ -63,7 +63,7 @@ def locust(directory: Path, server: Counting, *roles: str, **options: str) -> "s
     command += [word for option in given.items() for word in option]
     before = os.umask(0o077)
     try:
-        return subprocess.Popen(
+        return Run(
             command,
             cwd=directory.parent,
             env={**os.environ, "ENOUGH": enough},

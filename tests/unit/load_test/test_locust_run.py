@@ -12,7 +12,8 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
-from typing import Dict, Iterator, List, Sequence
+from types import TracebackType
+from typing import Dict, Iterator, List, Optional, Sequence, Type
 
 import pytest
 
@@ -60,6 +61,17 @@ class Answering(BaseHTTPRequestHandler):
         pass
 
 
+class Run(subprocess.Popen):  # type: ignore[type-arg] # Python 3.8 has no Popen[str]
+    """A run of Locust as a context: one that a test gives up is killed, where others would send for ever."""
+
+    def __exit__(
+        self, kind: Optional[Type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, error, trace)
+
+
 @pytest.fixture
 def server() -> Iterator[Counting]:
     with Counting() as server:
@@ -72,7 +84,7 @@ def locust(directory: Path, server: Counting, *options: str, locustfile: Path = 
     command = [sys.executable, "-m", "locust", "--locustfile", str(locustfile), "--headless"]
     command += [] if "--worker" in options else ["--csv", "run", "--stop-timeout", "10"]
     command += ["--host", f"http://127.0.0.1:{server.server_port}", *options]
-    return subprocess.Popen(
+    return Run(
         command, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 

@@ -2,7 +2,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 
@@ -14,15 +13,6 @@ def train_demo(out: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Commands inherit an ignored SIGINT, which a shell gives to what it starts in the background."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_command_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     with train_demo(tmp_path / "bundle") as process:
         assert process.stdout is not None
