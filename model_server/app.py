@@ -61,7 +61,7 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
         classifier = Classifier(bundle, settings.allow_pickle, settings.engine)
     model = classifier
 
-    metrics = ModelMetrics(model.manifest, model.reference, model.accuracy, settings.release, keys.names)
+    metrics = ModelMetrics(model.manifest, model.reference, model.accuracy, settings, keys.names)
     predictor = Predictor(settings, model, metrics, keys, ids)
     needed = [Security(APIKeyHeader(name="X-API-Key", auto_error=False))] if keys.names else []  # for /docs
     predict_route, probe_route = (
@@ -78,7 +78,9 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
     )
     routes: List[APIRoute] = [predict_route, probe_route]  # they are tried in order: the busiest one comes first
     if ids:
-        feedback = Feedback(ids, model.manifest, FeedbackMetrics(metrics.registry, model.manifest), predictor.authorize)
+        feedback = Feedback(
+            ids, model.manifest, FeedbackMetrics(metrics.registry, model.manifest, metrics.classes), predictor.authorize
+        )
         routes.append(
             DirectRoute(
                 "/feedback",

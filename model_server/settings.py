@@ -29,6 +29,9 @@ class WeightsSettings(BaseSettings):
     )
 
 
+CLASS_SERIES = 50
+
+
 class Settings(WeightsSettings):
     """Settings of the server; field `x` is read from the variable `MODEL_SERVER_X`.
 
@@ -60,6 +63,9 @@ class Settings(WeightsSettings):
     trusted_proxies: str = Field("127.0.0.1,::1", description="proxies whose X-Forwarded-For is believed, with commas")
     docs: bool = Field(True, description="show the interface at /docs, /redoc and /openapi.json")
     decoding: Literal["exact", "fast"] = Field("exact", description="fast: large JPEGs are decoded at a reduced scale")
+    class_series: int = Field(
+        CLASS_SERIES, ge=2, description="series by class; where a model has more, rare classes share one named other"
+    )
     release: str = Field("", description="name of the release, for the metrics")
     runtime_dir: Optional[Path] = Field(None, description="directory of the service while it runs, for handovers")
     metrics_dir: Optional[Path] = Field(None, validation_alias=METRICS_DIR, description="shared by all workers")

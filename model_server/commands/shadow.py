@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from model_server.commands import CommandError
 from model_server.commands.classifier import load_classifier
+from model_server.metrics.classes import ClassSeries
 from model_server.metrics.journal import LimitedLog
 from model_server.metrics.shadow import STAGES, ShadowMetrics, counted
 from model_server.metrics.slots import check_metrics_dir
@@ -86,7 +87,8 @@ class Judge:
         self._classifier = classifier
         self._max_pixels = settings.max_image_pixels
         self._decoding = decoding_of(classifier.manifest, settings.decoding)
-        self.metrics = ShadowMetrics(classifier.manifest)
+        classes = ClassSeries(classifier.manifest.classes, classifier.reference, settings.class_series)
+        self.metrics = ShadowMetrics(classifier.manifest, classes)
         self._failures = LimitedLog("images failed", lines=1)
 
     def __call__(self, image: bytes, served_class: str) -> None:

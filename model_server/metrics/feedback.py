@@ -6,11 +6,11 @@ from typing import Dict
 
 from prometheus_client import CollectorRegistry, Counter
 
+from model_server.metrics.classes import OTHER, ClassSeries
 from model_server.model.accuracy import CONFIDENCE_BINS
 from model_server.model.bundle import Manifest
 
 MAX_PAIRS = 2500  # of a class and its label, in each process: further ones count as OTHER
-OTHER = "other"
 FAMILIES = frozenset({"feedback", "feedback_by_confidence", "rejected_feedback"})
 FEW_CLASSES = 10  # of which each pair is there from the start
 
@@ -28,7 +28,7 @@ class FeedbackReason(Enum):
 class FeedbackMetrics:
     """Counts feedback by the version of the model that had predicted."""
 
-    def __init__(self, registry: CollectorRegistry, manifest: Manifest) -> None:
+    def __init__(self, registry: CollectorRegistry, manifest: Manifest, classes: ClassSeries) -> None:
         """Register the metrics; those of this model begin with 0, so that the first feedback is an increase."""
         self._labels = Counter(
             "feedback",
@@ -47,6 +47,7 @@ class FeedbackMetrics:
         )
         self._reasons = {reason: rejected.labels(reason.value) for reason in FeedbackReason}
         self._pairs: Dict[object, Counter] = {}
+        self._named = classes.labels
         for name, correct in product(CONFIDENCE_BINS, ("true", "false")):
             self._confidences.labels(manifest.version, name, correct)
         if len(manifest.classes) <= FEW_CLASSES:
@@ -57,7 +58,8 @@ class FeedbackMetrics:
     def count(self, version: str, predicted: str, label: str, bin_: int) -> None:
         """Count the true class of a prediction."""
         self._confidences.labels(version, CONFIDENCE_BINS[bin_], str(predicted == label).lower()).inc()
-        pair = (version, predicted, label)
+        # A former model's class has its own series.
+        pair = (version, self._named.get(predicted, predicted), self._named.get(label, label))
         if pair not in self._pairs and len(self._pairs) >= MAX_PAIRS:
             pair = (version, OTHER, OTHER)
         if pair not in self._pairs:

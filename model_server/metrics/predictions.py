@@ -11,9 +11,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from model_server.metrics.classes import ClassSeries
 from model_server.model.accuracy import CONFIDENCES, Accuracy, confidence_bin
 from model_server.model.bundle import Manifest
 from model_server.model.reference import FEATURES, Reference
+from model_server.settings import CLASS_SERIES, Settings
 
 if TYPE_CHECKING:  # the import of torch takes seconds
     from torch import Tensor
@@ -80,6 +82,7 @@ class ModelMetrics:
     Attributes:
         registry: where the metrics belong.
         constants: lines of the page /metrics that never change.
+        classes: which series the classes have.
     """
 
     def __init__(
@@ -87,11 +90,14 @@ class ModelMetrics:
         manifest: Manifest,
         reference: Optional[Reference],
         accuracy: Optional[Accuracy],
-        release: str = "",
+        settings: Optional[Settings] = None,
         key_names: Sequence[str] = (),
     ) -> None:
         self.registry = CollectorRegistry()
-        self.constants = generate_latest(_Constants(manifest, reference, accuracy, release))
+        release, limit = ("", CLASS_SERIES) if settings is None else (settings.release, settings.class_series)
+        self.classes = ClassSeries(manifest.classes, reference, limit)
+        ratios = None if reference is None else self.classes.ratios(reference)
+        self.constants = generate_latest(_Constants(manifest, ratios, accuracy, release))
         predictions = Counter("predictions", "Predictions made, by class", ["class"], registry=self.registry)
         confidence = Histogram(
             "prediction_confidence",
@@ -140,7 +146,10 @@ class ModelMetrics:
             for name, accepted in [*product(key_names, (True, False)), (UNKNOWN_KEY, False)]:
                 self._callers[name, accepted] = callers.labels(name, str(accepted).lower())
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
-        self._classes = {name: (predictions.labels(name), confidence.labels(name)) for name in manifest.classes}
+        labelled = {
+            label: (predictions.labels(label), confidence.labels(label)) for label in self.classes.labels.values()
+        }
+        self._classes = {name: labelled[label] for name, label in self.classes.labels.items()}
         self._reasons = {reason: rejected.labels(reason.value) for reason in Reason}
         self._expected: Sequence[float] = ()
         if accuracy is not None:
@@ -150,7 +159,7 @@ class ModelMetrics:
                 "Predictions that are right, as far as the model's accuracy by confidence tells",
                 registry=self.registry,
             )
-        self._features = None if reference is None else _FeatureMetrics(reference, self.registry)
+        self._features = None if reference is None else _FeatureMetrics(reference, self.classes, self.registry)
         self._series = {
             (sample.name, tuple(sorted(sample.labels.items())))
             for family in self.registry.collect()
@@ -202,12 +211,12 @@ class _FeatureMetrics:
     `SAMPLE_INTERVAL` on average. Sampling by finish time would favour large images, by start time fast uploads.
     """
 
-    def __init__(self, reference: Reference, registry: CollectorRegistry) -> None:
+    def __init__(self, reference: Reference, classes: ClassSeries, registry: CollectorRegistry) -> None:
         from model_server.metrics.features import observe  # noqa: PLC0415 - imports torch
 
         self._observe = observe
         self._due = 0.0
-        self._bin = reference.bin
+        self._bin, self._class_bins = reference.bin, classes.bins
         observations = Counter(
             "feature_observations",
             "Predictions by the bin of the reference that a feature falls into",
@@ -216,7 +225,7 @@ class _FeatureMetrics:
         )
         self._observed = {
             (feature, bin_): observations.labels(feature, bin_)
-            for feature, ratios in reference.ratios.items()
+            for feature, ratios in classes.ratios(reference).items()
             for bin_ in ratios
         }
 
@@ -224,7 +233,7 @@ class _FeatureMetrics:
         if received < self._due:
             return
         self._due = time.perf_counter() + random.uniform(0, 2 * SAMPLE_INTERVAL)
-        values: Iterable[Union[float, str]] = self._observe(pixels, likely_class, confidence)
+        values: Iterable[Union[float, str]] = self._observe(pixels, self._class_bins[likely_class], confidence)
         for feature, value in zip(FEATURES, values):
             self._observed[feature, self._bin(feature, value)].inc()
 
@@ -233,9 +242,13 @@ class _Constants(Collector):
     """What does not change while a model is served, and is not kept in the files of the workers."""
 
     def __init__(
-        self, manifest: Manifest, reference: Optional[Reference], accuracy: Optional[Accuracy], release: str
+        self,
+        manifest: Manifest,
+        ratios: Optional[Dict[str, Dict[str, float]]],
+        accuracy: Optional[Accuracy],
+        release: str,
     ) -> None:
-        self._manifest, self._reference, self._accuracy, self._release = manifest, reference, accuracy, release
+        self._manifest, self._ratios, self._accuracy, self._release = manifest, ratios, accuracy, release
         self._loaded = time.time()
 
     def collect(self) -> Iterable[Metric]:
@@ -260,13 +273,13 @@ class _Constants(Collector):
                 known = GaugeMetricFamily(name, help_text, labels=("version",))
                 known.add_metric([manifest.version], value)
                 yield known
-        if self._reference is not None:
+        if self._ratios is not None:
             shares = GaugeMetricFamily(
                 "feature_reference_ratio",
                 "Share of the reference images whose feature falls into the bin",
                 labels=("feature", "bin"),
             )
-            for feature, ratios in self._reference.ratios.items():
+            for feature, ratios in self._ratios.items():
                 for bin_, share in ratios.items():
                     shares.add_metric([feature, bin_], share)
             yield shares

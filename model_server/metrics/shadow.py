@@ -10,6 +10,7 @@ from typing import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from model_server.metrics.classes import ClassSeries
 from model_server.metrics.predictions import STAGE_SECONDS
 from model_server.metrics.values import count_as
 from model_server.model.accuracy import CONFIDENCES
@@ -27,7 +28,7 @@ class ShadowMetrics:
         registry: where the metrics belong.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, classes: ClassSeries) -> None:
         self.registry = CollectorRegistry()
         predictions = Counter(
             "shadow_predictions",
@@ -70,17 +71,19 @@ class ShadowMetrics:
         self._agreed, self._compared = 0, 0
         self._predictions = {
             (name, agrees): predictions.labels(name, str(agrees).lower())
-            for name in manifest.classes
+            for name in classes.labels.values()
             for agrees in (True, False)
         }
-        self._confidence = {name: confidence.labels(name) for name in manifest.classes}
+        self._confidence = {name: confidence.labels(name) for name in classes.labels.values()}
+        self._named = classes.labels
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
 
     def predict(self, likely_class: str, confidence: float, served_class: str, stages: Mapping[str, float]) -> None:
         """Record a prediction beside that of the model that serves, and the processor seconds of its stages."""
         agrees = likely_class == served_class
-        self._predictions[likely_class, agrees].inc()
-        self._confidence[likely_class].observe(0.0 if math.isnan(confidence) else confidence)
+        named = self._named[likely_class]
+        self._predictions[named, agrees].inc()
+        self._confidence[named].observe(0.0 if math.isnan(confidence) else confidence)
         for stage, seconds in stages.items():
             self._stages[stage].observe(seconds)
         self._count(agrees)

@@ -21,6 +21,7 @@ from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
 from model_server.app import create_app
+from model_server.metrics.classes import ClassSeries
 from model_server.metrics.predictions import ModelMetrics, Reason, RequestTimings
 from model_server.metrics.shadow import ShadowMetrics
 from model_server.middleware import WithoutRanges
@@ -606,7 +607,12 @@ def test_the_reference_page_has_every_metric_with_its_labels_and_a_query(
     client = make_client(classifier, api_keys=f"shop:{'0' * 64}", feedback_keys_file=tmp_path / "keys")
     client.get("/")
     served: Dict[str, Tuple[str, Set[str]]] = {}
-    pages = (client.get("/metrics").text, generate_latest(ShadowMetrics(classifier.manifest).registry).decode())
+    pages = (
+        client.get("/metrics").text,
+        generate_latest(
+            ShadowMetrics(classifier.manifest, ClassSeries(classifier.manifest.classes, None, 50)).registry
+        ).decode(),
+    )
     for family in chain(*map(text_string_to_metric_families, pages)):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = {label for sample in family.samples for label in sample.labels if label != "le"}

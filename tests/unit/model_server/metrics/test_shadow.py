@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from model_server.metrics import values
+from model_server.metrics.classes import ClassSeries
 from model_server.metrics.shadow import ShadowMetrics, counted
 from tests.unit.model_server.server.lemon import Lemon
 
@@ -15,7 +16,7 @@ def sample(metrics: ShadowMetrics, name: str, **labels: str) -> float:
 
 
 def test_ratio_is_that_of_all_that_was_compared() -> None:
-    metrics = ShadowMetrics(Lemon.manifest)
+    metrics = ShadowMetrics(Lemon.manifest, ClassSeries(Lemon.manifest.classes, None, 50))
     assert math.isnan(sample(metrics, "shadow_agreement_ratio"))
     metrics.predict("lemon", 0.9, "lemon", {"forward": 0.004})
     metrics.predict("apple", 0.9, "apple", {})
