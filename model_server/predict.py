@@ -209,10 +209,10 @@ class Predictor:
             timings.lap("preprocess")
             return pixels
 
-        pixels, (likely_class, confidence, probabilities) = await self._batches.predict(prepare, timings.lap)
+        pixels, (likely_class, confidence, logits) = await self._batches.predict(prepare, timings.lap)
         _refuse_if(is_gone())
         if not is_probe:
-            self._metrics.predict(timings, pixels, likely_class, confidence)
+            self._metrics.predict(timings, pixels, likely_class, confidence, logits)
             self.copies.offer(upload.data, likely_class)
         answer: Dict[str, Any] = {
             "filename": upload.filename,
@@ -225,7 +225,7 @@ class Predictor:
             prediction_id = self._ids.issue(self._named["version"], likely_class, confidence_bin(confidence))
             headers = {**headers, "X-Prediction-Id": prediction_id}
         if top:
-            likeliest = nlargest(top, zip(self._model.manifest.classes, probabilities.tolist()), key=itemgetter(1))
+            likeliest = nlargest(top, zip(self._model.manifest.classes, logits.softmax(0).tolist()), key=itemgetter(1))
             answer["predictions"] = [{"class": name, "confidence": _or_null(each)} for name, each in likeliest]
         if request.scope["query_string"] and request.query_params.get("details", "false") in DETAILS:
             answer["id"], answer["model"] = prediction_id, self._named

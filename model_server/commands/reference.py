@@ -52,7 +52,7 @@ def write_reference_of(options: argparse.Namespace) -> None:
     observations = []
     for image in read_images(paths, bundle.manifest, _say):
         pixels = classifier.preprocess(image)
-        observations.append(observe(pixels, *classifier.classify(pixels)[:2]))
+        observations.append(observe(pixels, *classifier.classify(pixels)))
     if len(observations) < FEWEST_IMAGES:
         raise CommandError(f"{len(observations)} images are left, too few; give {FEWEST_IMAGES} or more.")
     written = options.bundle / REFERENCE

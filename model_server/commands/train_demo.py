@@ -95,7 +95,7 @@ def train(seed: int) -> Tuple[nn.Module, float, Tensor, Tensor]:
 
 def refer(classifier: Classifier, pixels: Tensor) -> Reference:
     """Describe drawings of shape (N, 3, 150, 150) that the model was not trained on: of those it would be too sure."""
-    return build([observe(drawing, *classifier.classify(drawing)[:2]) for drawing in pixels.split(1)], CLASSES)
+    return build([observe(drawing, *classifier.classify(drawing)) for drawing in pixels.split(1)], CLASSES)
 
 
 def judge(classifier: Classifier, pixels: Tensor, labels: Tensor) -> Accuracy:

@@ -191,7 +191,9 @@ class ModelMetrics:
         self._depth.set(depth)
         self._wait.set(wait)
 
-    def predict(self, timings: RequestTimings, pixels: "Tensor", likely_class: str, confidence: float) -> None:
+    def predict(
+        self, timings: RequestTimings, pixels: "Tensor", likely_class: str, confidence: float, logits: "Tensor"
+    ) -> None:
         """Record a prediction: what the model saw, and what it said."""
         if math.isnan(confidence):  # of a broken model; the sum of the histogram would be NaN from then on
             confidence = 0.0
@@ -201,7 +203,7 @@ class ModelMetrics:
         if self._expected:
             self._expected_right.inc(self._expected[confidence_bin(confidence)])
         if self._features is not None:
-            self._features.observe(timings.received, pixels, likely_class, confidence)
+            self._features.observe(timings.received, pixels, likely_class, confidence, logits)
 
 
 class _FeatureMetrics:
@@ -217,6 +219,7 @@ class _FeatureMetrics:
         self._observe = observe
         self._due = 0.0
         self._bin, self._class_bins = reference.bin, classes.bins
+        self._known = frozenset(reference.ratios)
         observations = Counter(
             "feature_observations",
             "Predictions by the bin of the reference that a feature falls into",
@@ -229,13 +232,17 @@ class _FeatureMetrics:
             for bin_ in ratios
         }
 
-    def observe(self, received: float, pixels: "Tensor", likely_class: str, confidence: float) -> None:
+    def observe(
+        self, received: float, pixels: "Tensor", likely_class: str, confidence: float, logits: "Tensor"
+    ) -> None:
         if received < self._due:
             return
         self._due = time.perf_counter() + random.uniform(0, 2 * SAMPLE_INTERVAL)
-        values: Iterable[Union[float, str]] = self._observe(pixels, self._class_bins[likely_class], confidence)
+        class_bin = self._class_bins[likely_class]
+        values: Iterable[Union[float, str]] = self._observe(pixels, class_bin, confidence, logits)
         for feature, value in zip(FEATURES, values):
-            self._observed[feature, self._bin(feature, value)].inc()
+            if feature in self._known:
+                self._observed[feature, self._bin(feature, value)].inc()
 
 
 class _Constants(Collector):

@@ -23,12 +23,12 @@ PANORAMA = 4  # ratio of the sides above which Pillow scales faster
 class Classification(NamedTuple):
     """What the model says of an image; `confidence` is the softmax of the likely class, 0..1.
 
-    `probabilities` has the softmax of each class: float32 of shape (classes,).
+    `logits` are the model's outputs: float32 of shape (classes,).
     """
 
     likely_class: str
     confidence: float
-    probabilities: Tensor
+    logits: Tensor
 
 
 class Classifier:
@@ -102,10 +102,9 @@ class Classifier:
         with torch.inference_mode():
             logits = self.logits_of_batch(images)
             indices = logits.argmax(1)
-            probabilities = logits.softmax(1)
-            confidences = probabilities.gather(1, indices[:, None])[:, 0]
+            confidences = logits.softmax(1).gather(1, indices[:, None])[:, 0]
         classes = self.manifest.classes
-        answers = zip(indices.tolist(), confidences.tolist(), probabilities)
+        answers = zip(indices.tolist(), confidences.tolist(), logits)
         return [Classification(classes[index], confidence, each) for index, confidence, each in answers]
 
     def logits(self, pixels: Tensor) -> Tensor:

@@ -3,15 +3,16 @@
 `model-server reference --bundle DIR IMAGES…` makes it and writes it into the bundle, as `reference.json`:
 
     {"images": 240,
-     "edges": {"brightness": [0.31, 0.38, …], "contrast": […], "saturation": […], "sharpness": […], "confidence": […]},
+     "edges": {"brightness": [0.31, 0.38, …], "contrast": […], "saturation": […], "sharpness": […], …},
      "ratios": {"brightness": {"00": 0.1, "01": 0.0958, …}, …, "predicted_class": {"apple": 0.35, …}}}
 
 `images` is how many there were. The bins of a number are those between its `edges`: "00" ends below the first, "01"
 begins with it, and so on. `ratios` are the shares of the images that were in each bin, or classified as each class.
 
-The edges are deciles, made robust: each is rounded down to a hundredth (sharpness: a thousandth), so that a bin is not
-narrower than random variation. Equal deciles become one; their value gets a bin of its own, with an edge above it too,
-so that drift is visible in both directions. There is no edge at 0 or 1: nothing is beyond.
+The edges are deciles, made robust: each is rounded down to a hundredth (sharpness: a thousandth, energy and margin: a
+tenth), so that a bin is not narrower than random variation. Equal deciles become one; their value gets a bin of its
+own, with an edge above it too, so that drift is visible in both directions. Where values lie between 0 and 1, these
+are no edges: nothing is beyond.
 """
 
 import os
@@ -20,15 +21,17 @@ from bisect import bisect_right
 from math import floor
 from pathlib import Path
 from statistics import quantiles
-from typing import Dict, Mapping, Sequence, Tuple, Union
+from typing import Container, Dict, Mapping, Sequence, Tuple, Union
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationInfo, field_validator
 
 STEPS = {"brightness": 100, "contrast": 100, "saturation": 100, "sharpness": 1000, "confidence": 100}
-NUMBERS = tuple(STEPS)
+LOGIT_STEPS = {"energy": 10, "margin": 10}  # of logits, which have no bounds; references of earlier releases lack them
+NUMBERS = (*STEPS, *LOGIT_STEPS)
 PREDICTED_CLASS = "predicted_class"
 FEATURES = (*NUMBERS, PREDICTED_CLASS)
-Observation = Tuple[float, float, float, float, float, str]  # the values of one image, in the order of FEATURES
+# The values of one image, in the order of FEATURES.
+Observation = Tuple[float, float, float, float, float, float, float, str]
 BINS = tuple(f"{number:02}" for number in range(10))
 TOLERANCE = 1e-6
 
@@ -49,7 +52,7 @@ class Reference(BaseModel):
     @field_validator("edges")
     @classmethod
     def _ascending(cls, edges: Dict[str, Tuple[float, ...]]) -> Dict[str, Tuple[float, ...]]:
-        _require_names(edges, NUMBERS)
+        _require_names(edges, NUMBERS, optional=LOGIT_STEPS)
         for feature, values in edges.items():
             if len(values) >= len(BINS):
                 raise ValueError(f"{feature} has {len(values)} edges, at most {len(BINS) - 1} are allowed")
@@ -60,7 +63,7 @@ class Reference(BaseModel):
     @field_validator("ratios")
     @classmethod
     def _whole(cls, ratios: Dict[str, Dict[str, float]], info: ValidationInfo) -> Dict[str, Dict[str, float]]:
-        _require_names(ratios, FEATURES)
+        _require_names(ratios, FEATURES, optional=LOGIT_STEPS)
         for feature, shares in ratios.items():
             if any(not 0 <= share <= 1 for share in shares.values()):
                 raise ValueError(f"the shares of {feature} must be between 0 and 1")
@@ -68,17 +71,17 @@ class Reference(BaseModel):
                 raise ValueError(f"the shares of {feature} make {sum(shares.values()):.6g}, they must make 1")
         for feature, values in info.data.get("edges", {}).items():
             bins = BINS[: len(values) + 1]
-            if set(ratios[feature]) != set(bins):
+            if set(ratios.get(feature, ())) != set(bins):
                 raise ValueError(f"the bins of {feature} must be {', '.join(bins)}, as its edges divide them")
         return ratios
 
 
-def _require_names(given: Mapping[str, object], expected: Sequence[str]) -> None:
+def _require_names(given: Mapping[str, object], expected: Sequence[str], optional: Container[str]) -> None:
     for name in given:
         if name not in expected:
             raise ValueError(f"{name!r} is no feature, known are {', '.join(expected)}")
     for name in expected:
-        if name not in given:
+        if name not in given and name not in optional:
             raise ValueError(f"{name} is missing")
 
 
@@ -86,7 +89,7 @@ def build(observations: Sequence[Observation], classes: Sequence[str]) -> Refere
     """Make a reference of the observations of two images or more; their order does not matter."""
     *columns, predicted = zip(*observations)
     count = len(observations)
-    edges = {feature: _edges(column, STEPS[feature]) for feature, column in zip(NUMBERS, columns)}
+    edges = {feature: _edges(column, feature) for feature, column in zip(NUMBERS, columns)}
     ratios = {}
     for feature, column in zip(NUMBERS, columns):
         bins = [bisect_right(edges[feature], value) for value in column]
@@ -95,11 +98,13 @@ def build(observations: Sequence[Observation], classes: Sequence[str]) -> Refere
     return Reference(images=count, edges=edges, ratios=ratios)
 
 
-def _edges(values: Sequence[float], steps: int) -> Tuple[float, ...]:
-    """Return the robust deciles of the module's docstring; `steps` is how many values there are from 0 to 1."""
+def _edges(values: Sequence[float], feature: str) -> Tuple[float, ...]:
+    """Return the robust deciles of the module's docstring."""
+    is_bounded = feature in STEPS
+    steps = STEPS[feature] if is_bounded else LOGIT_STEPS[feature]
     deciles = [floor(decile * steps) for decile in quantiles(values, n=len(BINS), method="inclusive")]
     above = {decile + 1 for decile in deciles if deciles.count(decile) > 1}
-    return tuple(edge / steps for edge in sorted({*deciles, *above}) if 0 < edge < steps)
+    return tuple(edge / steps for edge in sorted({*deciles, *above}) if 0 < edge < steps or not is_bounded)
 
 
 def write_json(path: Path, findings: BaseModel) -> None:

@@ -62,6 +62,22 @@ PROBABILITIES = (0.02, 0.08, 0.9)  # of the classes in the manifest's order
 NAN = float("nan")
 
 
+class Logits:
+    """What the app asks of a tensor."""
+
+    def __init__(self, probabilities: Sequence[float]) -> None:
+        self._probabilities = array("d", probabilities)
+
+    def softmax(self, _: int) -> Any:
+        return self._probabilities
+
+    def logsumexp(self, _: int) -> Any:
+        return SimpleNamespace(item=lambda: 5.0)
+
+    def topk(self, _: int) -> Any:
+        return SimpleNamespace(values=array("d", [4.0, 1.0]))
+
+
 class FakeClassifier:
     manifest = MANIFEST
     reference: Optional[Reference] = None
@@ -79,7 +95,7 @@ class FakeClassifier:
     batch_size = 4
 
     def classify_batch(self, images: Sequence[Any]) -> List[Tuple[str, float, Any]]:
-        return [("lemon", 0.9, array("d", PROBABILITIES))] * len(images)
+        return [("lemon", 0.9, Logits(PROBABILITIES))] * len(images)
 
 
 @pytest.fixture
@@ -192,7 +208,7 @@ def test_without_details_the_answer_is_the_original_labs(client: Client, encode:
 def test_details_of_a_broken_model_are_json(
     classifier: FakeClassifier, encode: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classifier, "classify_batch", lambda images: [("lemon", NAN, array("d", [NAN] * 3))])
+    monkeypatch.setattr(classifier, "classify_batch", lambda images: [("lemon", NAN, Logits([NAN] * 3))])
     answer = make_client(classifier).post(
         "/predict?details&top=1", content=encode(), headers={"content-type": "image/jpeg"}
     )
@@ -552,7 +568,7 @@ def test_of_predictions_in_close_order_some_are_sampled(clock: Any) -> None:
         timings = RequestTimings()
         timings.lap("read")
         clock.now += 0.005
-        metrics.predict(timings, torch.zeros(1, 3, 16, 16), "lemon", 0.9)
+        metrics.predict(timings, torch.zeros(1, 3, 16, 16), "lemon", 0.9, torch.zeros(3))
     assert metrics.registry.get_sample_value("predictions_total", {"class": "lemon"}) == 500
     assert 8 <= sampled(metrics)["lemon"] <= 28, "seven a second, of 2.5 seconds"
 
@@ -564,7 +580,9 @@ def test_slow_predictions_are_not_sampled_more_often_than_others(clock: Any) -> 
         timings = RequestTimings()
         timings.lap("read")
         clock.now += seconds
-        metrics.predict(timings, torch.zeros(1, 3, 16, 16), "apple" if seconds == 0.02 else "lemon", 0.9)
+        metrics.predict(
+            timings, torch.zeros(1, 3, 16, 16), "apple" if seconds == 0.02 else "lemon", 0.9, torch.zeros(3)
+        )
     slow, fast = sampled(metrics)["apple"], sampled(metrics)["lemon"]
     assert slow + fast > 500
     assert slow / (slow + fast) == pytest.approx(0.5, abs=0.1)
@@ -583,7 +601,7 @@ def test_slow_uploads_are_sampled_as_often_as_others(clock: Any) -> None:
             timings = arriving.pop(0)
         timings.lap("read")
         clock.now += 0.005
-        metrics.predict(timings, torch.zeros(1, 3, 16, 16), "apple" if slow else "lemon", 0.9)
+        metrics.predict(timings, torch.zeros(1, 3, 16, 16), "apple" if slow else "lemon", 0.9, torch.zeros(3))
     slow_ones, fast_ones = sampled(metrics)["apple"], sampled(metrics)["lemon"]
     assert slow_ones + fast_ones > 500
     assert slow_ones / (slow_ones + fast_ones) == pytest.approx(0.5, abs=0.1)
@@ -593,7 +611,7 @@ def test_confidence_of_a_broken_model_leaves_the_histogram_whole() -> None:
     metrics = ModelMetrics(MANIFEST, None, None)
     timings = RequestTimings()
     timings.lap("read")
-    metrics.predict(timings, None, "lemon", float("nan"))
+    metrics.predict(timings, None, "lemon", float("nan"), None)
     assert metrics.registry.get_sample_value("prediction_confidence_sum", {"class": "lemon"}) == 0
     assert metrics.registry.get_sample_value("prediction_confidence_count", {"class": "lemon"}) == 1
 

@@ -37,7 +37,7 @@ def weights() -> bytes:
 
 @pytest.fixture
 def bundle(weights: bytes, tmp_path: Path) -> Path:
-    observed = [(0.1 * index, 0.2, 0.3, 0.04, 0.9, "lemon") for index in range(10)]
+    observed = [(0.1 * index, 0.2, 0.3, 0.04, 0.9, 5.0, 2.0, "lemon") for index in range(10)]
     write_bundle(tmp_path / "bundle", weights, SMALL, Findings(build(observed, CLASSES)))
     return tmp_path / "bundle"
 

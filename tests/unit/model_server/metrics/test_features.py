@@ -1,13 +1,15 @@
 import math
+from collections import Counter
+from pathlib import Path
 from random import Random
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from model_server.commands.drawings import FRUITS, draw_fruit
 from model_server.model.preprocessing import Scaling, resize_and_crop
-from model_server.model.reference import FEATURES
+from model_server.model.reference import FEATURES, Reference, build
 
 torch = pytest.importorskip("torch")
 
@@ -116,8 +118,56 @@ def test_an_observation_has_a_value_for_each_feature(picture: Image.Image) -> No
     from model_server.metrics.features import measure, observe
 
     seen = pixels(picture)
-    assert dict(zip(FEATURES, observe(seen, "apple", 0.9))) == {
+    logits = torch.tensor([1.0, 4.0, 2.5])
+    assert dict(zip(FEATURES, observe(seen, "apple", 0.9, logits))) == {
         **dict(zip(("brightness", "contrast", "saturation", "sharpness"), measure(seen))),
         "confidence": 0.9,
+        "energy": pytest.approx(math.log(sum(map(math.exp, (1.0, 4.0, 2.5))))),
+        "margin": 1.5,
         "predicted_class": "apple",
     }
+
+
+def test_what_the_model_does_not_know_moves_energy_and_margin_and_hardly_the_pixels(tmp_path: Path) -> None:
+    """Pears in the colours and before the grounds of apples: narrow at one end, and hung the other way round."""
+    from model_server.commands import drawings, train_demo
+    from model_server.metrics.features import observe
+    from tests.unit.model_server.model import test_classifier
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_demo, "HELD_OUT_IMAGES", 30)  # which the weights do not depend on
+        model, *_ = train_demo.train(seed=0)
+    classifier = test_classifier.load(test_classifier.make_bundle(tmp_path / "bundle", model.state_dict()))
+
+    def observed(fruit: str, seed: str) -> List[Any]:
+        chance = Random(seed)
+        images = (drawings.draw_fruit(fruit, chance, 200, 200) for _ in range(400))
+        return [observe(pixels(image, 150), *classifier.classify(pixels(image, 150))) for image in images]
+
+    def pear(draw: Any, chance: Random) -> None:
+        drawings.FRUITS["apple"](draw, chance)
+        sheet = draw._image
+        narrow = sheet.transform(sheet.size, Image.Transform.QUAD, (-100, 0, 45, 256, 211, 256, 356, 0))
+        sheet.paste(narrow.rotate(180))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(drawings.FRUITS, "pear", pear)
+        expected = build(observed("apple", "reference"), classifier.manifest.classes)
+        apples, pears = observed("apple", "again"), observed("pear", "reference")
+
+    for feature in ("confidence", "energy", "margin"):
+        assert psi(expected, apples, feature) < 0.1, feature
+    for feature in ("brightness", "contrast", "saturation", "sharpness"):
+        assert psi(expected, pears, feature) < 0.1, feature
+    for feature in ("energy", "margin"):
+        assert psi(expected, pears, feature) > 0.25, feature
+
+
+def psi(expected: Reference, observations: List[Any], feature: str) -> float:
+    """The population stability index, as the rules have it."""
+    bins = Counter(expected.bin(feature, values[FEATURES.index(feature)]) for values in observations)
+    total = 0.0
+    for name, share in expected.ratios[feature].items():
+        old, new = max(share, 0.0001), max(bins[name] / len(observations), 0.0001)
+        total += (new - old) * math.log(new / old)
+    return total

@@ -222,7 +222,7 @@ def test_the_page_has_every_field_and_an_example_that_is_valid() -> None:
 
 
 def test_a_bundle_is_written_with_its_reference(tmp_path: Path) -> None:
-    observed = [(0.1 * index, 0.2, 0.3, 0.04, 0.9, "lemon") for index in range(10)]
+    observed = [(0.1 * index, 0.2, 0.3, 0.04, 0.9, 5.0, 2.0, "lemon") for index in range(10)]
     reference = build(observed, FIELDS["classes"])
     write_bundle(tmp_path / "bundle", WEIGHTS, FIELDS, Findings(reference))
     assert read_bundle(tmp_path / "bundle").reference == reference

@@ -6,7 +6,7 @@ from typing import Any, Callable, List
 import pytest
 
 from model_server.model.bundle import BundleError, read_reference
-from model_server.model.reference import BINS, NUMBERS, Reference, build
+from model_server.model.reference import BINS, NUMBERS, STEPS, Reference, build
 
 CLASSES = ("apple", "grapes", "lemon")
 
@@ -14,7 +14,24 @@ CLASSES = ("apple", "grapes", "lemon")
 def observations(confidence: Callable[[float], float] = lambda part: part, count: int = 1000) -> List[Any]:
     """Return what `count` images of evenly spread brightness would give, all the same in the rest."""
     parts = [(index + 0.5) / count for index in range(count)]
-    return [(part, 0.2, 0.0, 0.0305, confidence(part), CLASSES[index % 2]) for index, part in enumerate(parts)]
+    return [
+        (part, 0.2, 0.0, 0.0305, confidence(part), 20 * part - 4, 3.0, CLASSES[index % 2])
+        for index, part in enumerate(parts)
+    ]
+
+
+def test_features_of_the_logits_have_no_bounds() -> None:
+    reference = build(observations(), CLASSES)
+    assert reference.edges["energy"] == pytest.approx([2 * n - 4 for n in range(1, 10)], abs=0.11)
+    assert reference.edges["margin"] == (3.0, 3.1)
+
+
+def test_a_reference_of_an_earlier_release_lacks_the_features_of_the_logits(tmp_path: Path) -> None:
+    content = json.loads(build(observations(), CLASSES).model_dump_json())
+    for feature in ("energy", "margin"):
+        del content["edges"][feature], content["ratios"][feature]
+    (tmp_path / "reference.json").write_text(json.dumps(content))
+    assert set(read_reference(tmp_path / "reference.json", CLASSES).edges) == set(STEPS)
 
 
 def test_bins_are_the_deciles() -> None:
