@@ -353,7 +353,6 @@ WRONG: Dict[str, Dict[str, Any]] = {
             "probe_interval is '10' and probe_timeout '20'; set them to seconds from 1 to 3600, the second not above",
         ),
         "secret_alone": ({**PROBE, "probe_api_key": "s3cret"}, "probe_api_key is not a name, a dot and a secret; set"),
-        "taken_port": ({**PROBE, "probe_port": 9191}, "probe_port is 9191, where docker-proxy listens on"),
     },
     "firewall": {
         "unknown_state": ({"firewall_state": "off"}, "firewall_state is 'off'; set it to present or absent."),
@@ -473,7 +472,11 @@ RIGHT: Dict[str, Dict[str, Any]] = {
     "firewall": {"without": {"firewall_state": "absent"}},
     "probe": {
         "as_it_is": {},
-        "all": {**PROBE, "probe_targets": ["http://[::1]:8000/", "https://a/b"], "probe_api_key": "monitor.s3cret"},
+        "everything": {
+            **PROBE,
+            "probe_targets": ["http://[::1]:8000/", "https://a/b"],
+            "probe_api_key": "monitor.s3cret",
+        },
     },
     "load_balancers": {
         "as_it_is": {},
@@ -797,6 +800,8 @@ def find_each_other(directory: Path, inventory: Dict[str, Any], version: Optiona
         ("model_server", "nginx", 80, ""),
         ("haproxy", "nginx", 80, "haproxy_http_port is 80, where nginx listens on server already;"),
         ("haproxy", "haproxy", 80, ""),
+        ("probe", "nginx", 9116, "probe_port is 9116, where nginx listens on server already;"),
+        ("probe", "python3", 9116, ""),
         (
             "grafana",
             "node",
@@ -853,7 +858,13 @@ def judge(
     directory: Path, role: str, programs: Dict[str, str], *options: str, variables: Optional[Dict[str, Any]] = None
 ) -> str:
     """Run a role's preflight on one host, where programs say something else; return what Ansible says."""
-    of_all = {**LOCAL, "haproxy_model_servers": ["a:8000"], **(variables or {})}
+    of_all = {
+        **LOCAL,
+        "haproxy_model_servers": ["a:8000"],
+        **PROBE,
+        "probe_targets": ["http://a:8000"],
+        **(variables or {}),
+    }
     inventory = {"all": {"vars": of_all, "hosts": {"server": {}}}}
     tasks = [
         {"ansible.builtin.set_fact": {**FOCAL, "cacheable": True}},
