@@ -134,11 +134,15 @@ def create_app(settings: Settings, classifier: Optional[ImageClassifier] = None)
     count_answer = instrument(app, metrics, settings.metrics_dir)
     allowed.update(allowed_methods(app))
 
-    def count_refused() -> None:
+    def count_prediction() -> None:
         metrics.reject(Reason.OVERLOADED)
         count_answer("POST", predict_route.path, 503, 0.0)
 
-    app.state.overload = Overload(predict_route.path.encode(), predictor.is_overloaded, count_refused)
+    def count_probe() -> None:
+        count_answer("POST", probe_route.path, 503, 0.0)
+
+    on_refused = {predict_route.path.encode(): count_prediction, probe_route.path.encode(): count_probe}
+    app.state.overload = Overload(on_refused, predictor.is_overloaded)
     app.state.count_timeout = lambda: metrics.reject(Reason.TIMEOUT)  # of a request whose head did not arrive
     return app
 

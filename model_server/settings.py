@@ -64,7 +64,7 @@ class Settings(WeightsSettings):
     docs: bool = Field(True, description="show the interface at /docs, /redoc and /openapi.json")
     decoding: Literal["exact", "fast"] = Field("exact", description="fast: large JPEGs are decoded at a reduced scale")
     class_series: int = Field(
-        CLASS_SERIES, ge=2, description="series by class; where a model has more, rare classes share one named other"
+        CLASS_SERIES, ge=2, description="series by class; where a model has more, rare classes share one named (other)"
     )
     release: str = Field("", description="name of the release, for the metrics")
     runtime_dir: Optional[Path] = Field(None, description="directory of the service while it runs, for handovers")

@@ -4,6 +4,7 @@ import difflib
 from typing import Any, Dict
 
 from model_server.commands import CommandError
+from model_server.model.architectures import AUXILIARY
 
 
 def preset(name: str) -> Dict[str, object]:
@@ -36,12 +37,15 @@ def preset(name: str) -> Dict[str, object]:
     if not hasattr(how, "crop_size") or how.interpolation not in methods:
         raise CommandError(f"--preset {name} prepares images in a way that the server does not.")
     (crop,), (resize,) = how.crop_size, how.resize_size
+    # Their own first step makes of pixels that are normalised by ImageNet's figures what these would; the server builds
+    # them without it.
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if builder in AUXILIARY else (tuple(how.mean), tuple(how.std))
     return {
         "architecture": builder,
         "classes": list(chosen.meta["categories"]),
         "input_size": crop,
         "resize": resize,
         "interpolation": methods[how.interpolation],
-        "mean": tuple(how.mean),
-        "std": tuple(how.std),
+        "mean": mean,
+        "std": std,
     }

@@ -7,7 +7,7 @@ from typing import Dict, Optional, Sequence
 
 from model_server.model.reference import PREDICTED_CLASS, Reference
 
-OTHER = "other"  # the classes without a series of their own
+OTHER = "(other)"  # the classes without a series of their own; no class is named so
 GROUPS = 20  # of classes, in whose shares drift is looked for
 
 
@@ -17,8 +17,8 @@ class ClassSeries:
     Attributes:
         labels: class → the label of its predictions: the class itself, or `OTHER`. Those with the largest shares of the
             reference have their own; without a reference the first ones of the model.
-        bins: class → its bin of the feature `predicted_class`: the class itself, or where there are many, one of 20
-            groups of neighbours with about equal shares of the reference, `00` to `19`.
+        bins: class → its bin of the feature `predicted_class`: the class itself, or where there are many, and it has
+            less than a twentieth of the reference, one of 20 groups of neighbours with about equal shares of the rest.
     """
 
     def __init__(self, classes: Sequence[str], reference: Optional[Reference], limit: int) -> None:
@@ -36,10 +36,11 @@ class ClassSeries:
         shares = dict.fromkeys(classes, 1 / len(classes)) if reference is None else reference.ratios[PREDICTED_CLASS]
         frequent = sorted(classes, key=lambda name: -shares[name])[: limit - 1]
         self.labels = {**dict.fromkeys(classes, OTHER), **{name: name for name in frequent}}
-        below = 0.0
-        for name in classes:
-            middle = below + shares[name] / 2
-            self.bins[name] = f"{min(int(GROUPS * middle), GROUPS - 1):02}"
+        rare = [name for name in classes if shares[name] < 1 / GROUPS]
+        total, below = sum(shares[name] for name in rare) or 1.0, 0.0
+        for name in rare:
+            middle = (below + shares[name] / 2) / total
+            self.bins[name] = f"group {min(int(GROUPS * middle), GROUPS - 1):02}"
             below += shares[name]
 
     def ratios(self, reference: Reference) -> Dict[str, Dict[str, float]]:

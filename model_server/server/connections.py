@@ -100,9 +100,9 @@ class Connection(HttpProtocol):
         self._refused = refused
 
     def on_head(self) -> None:
-        is_for = self.url.partition(b"?")[0].rstrip(b"/") == self._overload.path
-        if is_for and self._overload.is_overloaded():
-            self._overload.on_refused()
+        count = self._overload.on_refused.get(self.url.partition(b"?")[0].rstrip(b"/"))
+        if count is not None and self._overload.is_overloaded():
+            count()
             retry = [(name.encode(), value.encode()) for name, value in http1.RETRY.items()]
             self.refuse_request(*http1.OVERLOADED, *retry, (b"x-request-id", self._request_id()))
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any, Callable, Iterable, NamedTuple, Tuple
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Tuple
 
 HEAD, BODY = "head", "body"  # what a connection receives
 MAX_HEAD_BYTES = 64 * 1024
@@ -27,14 +27,12 @@ class Overload(NamedTuple):
     """What is refused before anything else is done with it, while the server is overloaded: that costs little.
 
     Attributes:
-        path: of the requests.
+        on_refused: path of the requests → what counts one.
         is_overloaded: says whether they are refused now.
-        on_refused: counts one.
     """
 
-    path: bytes
+    on_refused: Mapping[bytes, Callable[[], None]]
     is_overloaded: Callable[[], bool]
-    on_refused: Callable[[], None]
 
 
 class Transport:

@@ -23,11 +23,12 @@ from socket import AF_INET, AF_INET6
 from typing import Dict, NamedTuple, Optional, Tuple
 from urllib.parse import urlsplit
 
+EXPIRY = "probe_ssl_earliest_cert_expiry"
 HELP = {
     "probe_success": "Whether the known image was answered in time, with the right class.",
     "probe_answer_right": "Whether the class of the answer was the right one.",
     "probe_duration_seconds": "Seconds until the answer, with a new connection.",
-    "probe_ssl_earliest_cert_expiry": "When the certificate ends, in seconds since the epoch.",
+    EXPIRY: "When the certificate ends, in seconds since the epoch.",
 }
 logger = logging.getLogger("model_server_probe")
 LARGEST_ANSWER = 1_000_000  # bytes
@@ -73,13 +74,13 @@ def ask(target: str, question: Question) -> Answer:
             if isinstance(connection, http.client.HTTPSConnection):
                 ends = (connection.sock.getpeercert() or {}).get("notAfter")
                 if ends is not None:
-                    figures["probe_ssl_earliest_cert_expiry"] = ssl.cert_time_to_seconds(str(ends))
+                    figures[EXPIRY] = ssl.cert_time_to_seconds(str(ends))
             connection.request("POST", f"{path}/probe", question.image, headers)
             answer = connection.getresponse()
             said = answer.read(LARGEST_ANSWER)
         finally:
             connection.close()
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: of a host that is no name
         return Answer(figures, f"no answer: {error or type(error).__name__}")
     figures["probe_duration_seconds"] = time.monotonic() - began
     if answer.status != 200:
@@ -126,6 +127,7 @@ class Probe:
     def __init__(self, question: Question, interval: float) -> None:
         self._question, self._interval = question, interval
         self._figures: Dict[str, Figures] = {}
+        self._answered: Dict[str, float] = {}
         self._problems: Dict[str, str] = {}
 
     def watch(self, target: str) -> None:
@@ -133,7 +135,10 @@ class Probe:
         due = time.monotonic()
         while True:
             figures, problem = ask(target, self._question)
-            self._figures[target] = figures
+            # A certificate is known until there is another one, also while nobody answers.
+            known = self._figures.get(target, {})
+            self._figures[target] = {**{name: known[name] for name in (EXPIRY,) if name in known}, **figures}
+            self._answered[target] = time.monotonic()
             if problem != self._problems.get(target, ""):
                 logger.info("%s: %s", target, problem or "right again")
             self._problems[target] = problem
@@ -142,7 +147,12 @@ class Probe:
 
     def page(self) -> str:
         """Return the figures in Prometheus' text format."""
-        figures = sorted(self._figures.items())
+        # A server that sends its answer byte by byte can hold a question for long: nothing new is a failure, too.
+        fresh = time.monotonic() - self._interval - 2 * self._question.timeout
+        figures = [
+            (target, of if self._answered.get(target, fresh) >= fresh else {"probe_success": 0.0})
+            for target, of in sorted(self._figures.items())
+        ]
         lines = []
         for name, text in HELP.items():
             lines += [f"# HELP {name} {text}", f"# TYPE {name} gauge"]

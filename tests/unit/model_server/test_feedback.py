@@ -8,6 +8,7 @@ import pytest
 
 from model_server.app import create_app
 from model_server.feedback import PredictionIds
+from model_server.metrics.classes import OTHER
 from model_server.settings import Settings, SettingsError
 from tests.unit.model_server.test_api_keys import KEYS
 from tests.unit.model_server.test_app import Client, Encode, FakeClassifier, make_client, post, samples
@@ -155,7 +156,7 @@ def test_pairs_of_classes_are_bounded(client: Client, monkeypatch: pytest.Monkey
         assert tell(client, ids.issue("1", predicted, 3), predicted).status_code == 200
 
     assert count(client, version="1", label="a", **{"class": "a"}) == 2
-    assert count(client, version="1", label="other", **{"class": "other"}) == 2
+    assert count(client, version="1", label=OTHER, **{"class": OTHER}) == 2
     assert count(client, version="1", bin="0.5", correct="true") == 5
 
 

@@ -74,7 +74,7 @@ def run_on(
 def play_of(directory: Path) -> Dict[str, Any]:
     play: Dict[str, Any]
     (play,) = yaml.safe_load((PLAYBOOKS / "monitoring.yml").read_text())
-    del play["roles"]
+    del play["roles"], play["post_tasks"]
     play["gather_facts"] = False
     play["vars_files"] = [
         str(ROLES / role / "vars" / "main.yml") for role in ("firewall", "alertmanager", "prometheus")

@@ -100,6 +100,15 @@ def test_dashboards_are_shown_in_the_folder_of_the_user(tmp_path: Path) -> None:
     [
         ('{"uid": "mine", "title": "Mine", "panels": []}', ""),
         ("{", "is no JSON ("),
+        ('{"uid": ["a"], "title": "Mine", "panels": []}', "has no uid; give it one"),
+        (
+            '{"uid": "mine", "title": "Prometheus Dashboard", "panels": []}',
+            "has the title Prometheus Dashboard, as prometheus.json has; give it another.",
+        ),
+        (
+            '{"uid": "mine", "title": "Mine", "panels": [], "__inputs": [{}]}',
+            "was exported for sharing and asks for its datasource; export it without that option.",
+        ),
         ("[]", "is no dashboard: it has no title or no panels; export the dashboard again."),
         (
             '{"uid": null, "title": "Mine", "panels": []}',
@@ -107,7 +116,7 @@ def test_dashboards_are_shown_in_the_folder_of_the_user(tmp_path: Path) -> None:
         ),
         (
             '{"uid": "prometheus", "title": "Mine", "panels": []}',
-            "has the uid prometheus, which is one of the role's own; give it another.",
+            "has the uid prometheus, as prometheus.json has; give it another.",
         ),
     ],
 )

@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
+import ssl
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +22,7 @@ from tests.unit.roles.daemons import LOCAL, free_ports
 
 PROGRAM = ROLES / "probe" / "files" / "model_server_probe.py"
 IMAGE = next((ROLES.parent / "load_test" / "images").glob("*.jpg"))
+EXPIRY = "probe_ssl_earliest_cert_expiry"
 RIGHT = (200, json.dumps({"filename": None, "content_type": "image/jpeg", "likely_class": "apple"}))
 
 
@@ -37,6 +41,9 @@ class Server:
                 status, text = outer.answer
                 self.send_response(status)
                 self.end_headers()
+                while text == "slow":
+                    self.wfile.write(b" ")
+                    time.sleep(0.05)
                 self.wfile.write(text.encode())
 
             def log_message(self, *_: object) -> None: ...
@@ -126,6 +133,55 @@ def test_other_answers_fail_are_told_once_and_so_is_the_end(
         assert probe.said[1:] == [f"{server.url}: right again"]
 
 
+def test_a_server_that_never_comes_to_an_end_fails(server: Server, tmp_path: Path) -> None:
+    """Each byte is in time; a quarter of a second without a new answer is none."""
+    with probing(tmp_path, server.url, "--timeout", "0.3") as probe:
+        wait_for(lambda: probe.figures().get("probe_success") == 1, 10, "the first answer")
+        server.answer = (200, "slow")
+        wait_for(lambda: probe.figures()["probe_success"] == 0, 10, "the failure")
+        assert "probe_answer_right" not in probe.figures()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    path = tmp_path / "certificate.pem"
+    subject = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", *subject]
+    subprocess.run([*command, "-keyout", path, "-out", tmp_path / "public.pem"], capture_output=True, check=True)
+    path.write_text(path.read_text() + (tmp_path / "public.pem").read_text())
+    return path
+
+
+def test_a_certificate_is_judged_and_its_end_is_known_while_nobody_answers(
+    server: Server, certificate: Path, tmp_path: Path
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.http.socket = context.wrap_socket(server.http.socket, server_side=True)
+    url = f"https://localhost:{server.http.server_address[1]}"
+
+    with probing(tmp_path, url) as probe:
+        wait_for(lambda: probe.figures().get("probe_success") == 0, 10, "the refusal")
+        assert "certificate verify failed" in probe.said[0]
+    with probing(tmp_path, "--any-certificate", url) as probe:
+        wait_for(lambda: probe.figures().get("probe_success") == 1, 10, "the answer")
+        assert EXPIRY not in probe.figures()
+    with probing(tmp_path, url, SSL_CERT_FILE=str(tmp_path / "public.pem")) as probe:
+        wait_for(lambda: probe.figures().get("probe_success") == 1, 10, "the answer")
+        assert 29 < (probe.figures()[EXPIRY] - time.time()) / 86400 <= 30
+        server.http.socket.close()
+        wait_for(lambda: probe.figures()["probe_success"] == 0, 10, "the failure")
+        assert 29 < (probe.figures()[EXPIRY] - time.time()) / 86400 <= 30
+
+
+def test_a_host_that_is_no_name_fails_alone(server: Server, tmp_path: Path) -> None:
+    with probing(tmp_path, "http://a..b") as probe:
+        wait_for(probe.figures, 10, "the first figures")
+        assert probe.figures() == {"probe_success": 0}
+
+
 def test_a_server_that_is_down_fails(server: Server, tmp_path: Path) -> None:
     server.http.server_close()
     with probing(tmp_path, server.url) as probe:
@@ -172,7 +228,7 @@ def test_unit_passes_on_what_the_user_set(tmp_path: Path) -> None:
 
     (start,) = (line for line in (tmp_path / "unit").read_text().splitlines() if line.startswith("ExecStart="))
     assert (
-        ' --any-certificate --listen 127.0.0.1:9116 --interval 10 --timeout 5 --class "half \\"ripe\\" 50 %% $$5" '
+        ' --any-certificate --listen 127.0.0.1:9116 --interval 10 --timeout 5 "--class=half \\"ripe\\" 50 %% $$5" '
         in start
     )
     assert start.endswith(" https://models.example.org http://[::1]:8000")

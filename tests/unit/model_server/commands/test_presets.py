@@ -73,6 +73,12 @@ def test_a_bundle_sees_what_the_transforms_of_the_weights_see(
         assert (seen - expected).abs().mean() < 0.5, picture.stem
 
 
+def test_networks_that_normalise_by_themselves_get_other_figures(tmp_path: Path) -> None:
+    manifest = create(tmp_path, "--preset", "GoogLeNet_Weights.DEFAULT", architecture="googlenet").manifest
+
+    assert manifest.mean == manifest.std == (0.5, 0.5, 0.5)
+
+
 def test_options_beat_the_preset(tmp_path: Path) -> None:
     options = ("--preset", "ResNet18_Weights.DEFAULT", "--input-size", "128", "--mean", "0.5", "0.5", "0.5")
     manifest = create(tmp_path, *options, architecture="resnet18").manifest

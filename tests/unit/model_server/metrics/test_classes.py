@@ -48,9 +48,18 @@ def test_groups_have_about_equal_shares_of_the_reference() -> None:
     weights = [chance.paretovariate(1.5) for _ in MANY]
     shares = {name: weight / sum(weights) for name, weight in zip(MANY, weights)}
     grouped = ClassSeries(MANY, reference(shares), 50).ratios(reference(shares))[PREDICTED_CLASS]
-    assert sorted(grouped) == [f"{number:02}" for number in range(GROUPS)]
+    groups = {name: share for name, share in grouped.items() if name.startswith("group ")}
+    assert sorted(groups) == [f"group {number:02}" for number in range(GROUPS)]
     assert abs(sum(grouped.values()) - 1) < 1e-9
-    assert max(grouped.values()) < 2 / GROUPS + max(shares.values())
+    assert 0.5 / GROUPS < min(groups.values()) < max(groups.values()) < 2 / GROUPS
+
+
+def test_a_class_that_has_much_of_the_reference_is_a_bin_of_its_own() -> None:
+    shares = {**dict.fromkeys(MANY, 0.05 / 999), MANY[500]: 0.95}
+    grouped = ClassSeries(MANY, reference(shares), 50).ratios(reference(shares))[PREDICTED_CLASS]
+    assert grouped[MANY[500]] == 0.95
+    assert len(grouped) == GROUPS + 1
+    assert max(share for name, share in grouped.items() if name != MANY[500]) < 0.003
 
 
 def test_other_classes_than_those_of_the_reference_are_drift_and_the_same_are_none() -> None:
@@ -62,7 +71,7 @@ def test_other_classes_than_those_of_the_reference_are_drift_and_the_same_are_no
         return psi(Counter(series.bins[name] for name in predicted), expected)
 
     assert drift(chance.choices(MANY, k=2000)) < 0.1
-    assert drift(chance.choices(MANY[700:850], k=1000) + chance.choices(MANY, k=1000)) > 0.25, "all are `other`"
+    assert drift(chance.choices(MANY[700:850], k=1000) + chance.choices(MANY, k=1000)) > 0.25, "all are OTHER"
 
 
 def test_a_page_of_a_thousand_classes_is_no_longer_than_2000_samples() -> None:
@@ -72,5 +81,5 @@ def test_a_page_of_a_thousand_classes_is_no_longer_than_2000_samples() -> None:
     metrics = ModelMetrics(manifest, reference(shares), None)
     page = (generate_latest(metrics.registry) + metrics.constants).decode()
     assert len([line for line in page.splitlines() if line and not line.startswith("#")]) <= 2000
-    assert 'predictions_total{class="other"} 0.0' in page
-    assert 'feature_reference_ratio{bin="00",feature="predicted_class"}' in page
+    assert 'predictions_total{class="(other)"} 0.0' in page
+    assert 'feature_reference_ratio{bin="group 00",feature="predicted_class"}' in page

@@ -4,6 +4,7 @@ import io
 import random
 import struct
 import zlib
+from resource import RUSAGE_SELF, getrusage
 from typing import Any, Callable, Dict, Optional
 
 import pytest
@@ -237,9 +238,13 @@ def test_exif_data_that_cannot_be_read_say_nothing(exif: bytes) -> None:
     assert decode(file.getvalue(), LIMIT, Decoding(exif_orientation=True)).size == (64, 32)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3)])
-def test_extreme_shapes(size: Any) -> None:
-    assert resize_and_crop(Image.new("RGB", size, (1, 2, 3)), Scaling(150)).getpixel((75, 75)) == (1, 2, 3)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3), (1, 500_000), (500_000, 1), (3, 200_000)])
+def test_extreme_shapes(size: Any, interpolation: str) -> None:
+    image = Image.new("RGB", size, (1, 2, 3))
+    before = getrusage(RUSAGE_SELF).ru_maxrss
+    assert resize_and_crop(image, Scaling(150, 170, interpolation)).getpixel((75, 75)) == (1, 2, 3)
+    assert getrusage(RUSAGE_SELF).ru_maxrss - before < 50_000, "kilobytes"
 
 
 SCALED = [((640, 480), (320, 240)), ((449, 600), (449, 600)), ((450, 600), (225, 300)), ((4000, 900), (1000, 225))]
