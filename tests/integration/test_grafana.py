@@ -86,7 +86,7 @@ def test_datasource_is_live(server: Machine, password: str) -> None:
     assert source["jsonData"]["timeInterval"] == "5s"  # the least step of the panels
     assert answer.status_code == 200, answer.text
     jobs = sorted(series["metric"]["job"] for series in answer.json()["data"]["result"])
-    assert jobs == ["alertmanager", "haproxy", "load_generator", "model_server", "node", "prometheus"]
+    assert jobs == ["alertmanager", "haproxy", "load_generator", "model_server", "node", "probe", "prometheus"]
 
 
 @pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)

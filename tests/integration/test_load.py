@@ -26,7 +26,7 @@ RAMP_SECONDS = 5
 # Locust waits for the last answers: what it leaves in flight the server counts, and Locust does not.
 COMMAND = f"cd %s && locust --run-time {RUN_SECONDS}s --spawn-rate {USERS // RAMP_SECONDS} --stop-timeout 10 --csv run"
 
-JOBS = ["prometheus", "node", "model_server", "alertmanager", "haproxy", "load_generator"]
+JOBS = ["prometheus", "node", "model_server", "alertmanager", "haproxy", "load_generator", "probe"]
 # Path and status of an answer, what Locust calls the request, and the weight of its task in the original lab.
 TASKS = [
     ("/", "200", "/", 1),

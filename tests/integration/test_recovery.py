@@ -388,8 +388,8 @@ def test_everything_runs_again_after_the_machine_was_restarted(
     assert "Status: active" in server.run("ufw status"), "the firewall is off"
     wait_until(lambda: server.door().get("/grafana/api/health").status_code == 200, timeout=30, what="Grafana")
     # The first scrapes may find a service that is still starting: what counts is the state after that.
-    settled = "sum(min_over_time(up[5s])) == 6 and sum(count_over_time(up[5s])) >= 24"
-    wait_until(lambda: prometheus.query(settled), timeout=30, what="six targets up")
+    settled = "sum(min_over_time(up[5s])) == 7 and sum(count_over_time(up[5s])) >= 28"
+    wait_until(lambda: prometheus.query(settled), timeout=30, what="seven targets up")
     assert before > 0
     assert prometheus.total(samples, at=moment) == before, "samples from before the restart are gone"
     assert server.run("systemctl list-units --failed --plain --no-legend") == ""

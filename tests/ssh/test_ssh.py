@@ -83,7 +83,7 @@ def test_packages_waited_for_the_other_package_manager(server: Machine) -> None:
 def test_model_answers_and_is_watched(server: Machine, load: Machine, prometheus: Prometheus) -> None:
     assert classified(load) == "apple"
     assert set(server.run(f"systemctl is-active {SERVICES}").split()) == {"active"}
-    jobs = ["alertmanager", "haproxy", "model_server", "node", "prometheus"]
+    jobs = ["alertmanager", "haproxy", "model_server", "node", "probe", "prometheus"]
     # Other scenarios run beside this one: a scrape of one second may be late.
     wait_until(lambda: sorted(series["metric"]["job"] for series in prometheus.query("up == 1")) == jobs, 30, "targets")
 
