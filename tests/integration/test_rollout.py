@@ -169,7 +169,7 @@ weights, manifest = bundle / "weights.safetensors", bundle / "model.yaml"
 state = load_file(weights)
 {statement}
 weights.write_bytes(to_safetensors(state))
-(bundle / "accuracy.json").unlink()  # it is about the former weights
+(bundle / "accuracy.json").unlink(missing_ok=True)  # it is about the former weights
 digest = hashlib.sha256(weights.read_bytes()).hexdigest()
 text = re.sub("(?m)^weights_sha256: .*$", "weights_sha256: " + digest, manifest.read_text())
 manifest.write_text(re.sub("(?m)^version: .*$", "version: '" + digest[:12] + "'", text))
