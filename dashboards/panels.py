@@ -126,23 +126,20 @@ def counts(title: str, description: str, *queries: Query) -> timeseries.Panel:
     return series(title, "short", description, *queries).axis_soft_max(COUNT_SOFT_MAXIMUM).decimals(0)
 
 
+def _fixed(colour: str) -> model.DynamicConfigValue:
+    return model.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": colour})
+
+
 def dashed(panel: timeseries.Panel, regex: str, colour: str) -> timeseries.Panel:
     """The panel with lines of one legend dashed, in this colour: what the others are compared with."""
-    return panel.override_by_regexp(
-        regex,
-        [
-            model.DynamicConfigValue(id_val="color", value={"mode": "fixed", "fixedColor": colour}),
-            model.DynamicConfigValue(id_val="custom.lineStyle", value={"fill": "dash", "dash": [10, 10]}),
-            model.DynamicConfigValue(id_val="custom.fillOpacity", value=0),
-        ],
-    )
+    style = model.DynamicConfigValue(id_val="custom.lineStyle", value={"fill": "dash", "dash": [10, 10]})
+    return panel.override_by_regexp(regex, [_fixed(colour), style])
 
 
 def coloured(panel: Coloured, colours: Dict[str, str]) -> Coloured:
     """The panel with fixed colours, by regular expression on the legend."""
     for regex, colour in colours.items():
-        fixed = {"mode": "fixed", "fixedColor": colour}
-        panel.override_by_regexp(regex, [model.DynamicConfigValue(id_val="color", value=fixed)])
+        panel.override_by_regexp(regex, [_fixed(colour)])
     return panel
 
 

@@ -44,7 +44,10 @@ if TYPE_CHECKING:  # the import of torch takes seconds
 
 YEAR_1980 = 315532800
 # Options of `create` that are fields of the manifest.
-DESCRIBED = ("architecture", "classes", "input_size", "resize", "interpolation", "antialias", "mean", "std")
+DESCRIBED = (
+    *("architecture", "classes", "input_size", "resize", "interpolation", "antialias", "exif_orientation"),
+    *("mean", "std"),
+)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -107,7 +110,9 @@ def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         const=False,
         help="scale as for tensors with antialias=False (default: all pixels count, as with Pillow)",
     )
-    making.add_argument("--exif-orientation", action="store_true", help="turn photos as their EXIF data say")
+    making.add_argument(
+        "--exif-orientation", action="store_const", const=True, help="turn photos as their EXIF data say"
+    )
     channels = ("RED", "GREEN", "BLUE")
     making.add_argument(
         "--mean",
@@ -181,8 +186,13 @@ def _described(options: argparse.Namespace) -> Dict[str, object]:
     Raises:
         CommandError: the preset is unknown, or without one the architecture or the classes are missing.
     """
-    fields: Dict[str, object] = {"architecture": None, "classes": None, "input_size": 224}
-    fields.update({"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
+    fields: Dict[str, object] = {
+        "architecture": None,
+        "classes": None,
+        "input_size": 224,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+    }
     if options.preset:
         from model_server.commands.presets import preset  # noqa: PLC0415 - imports torchvision
 
@@ -192,8 +202,6 @@ def _described(options: argparse.Namespace) -> Dict[str, object]:
     fields.update({name: value for name, value in given.items() if value is not None})
     if given["input_size"] and not given["resize"]:
         fields.pop("resize", None)  # the preset's belongs to its own input size
-    if options.exif_orientation:
-        fields["exif_orientation"] = True
     for name in ("architecture", "classes"):
         if fields[name] is None:
             raise CommandError(f"--{name} is missing; give it, or --preset with weights of torchvision.")

@@ -39,9 +39,10 @@ def read_images(paths: Sequence[Path], manifest: Manifest, say: Callable[[str], 
 
     `say` gets a line for each that is left out, and one for each hundred.
     """
+    decoding = decoding_of(manifest, "exact")
     for number, path in enumerate(paths, 1):
         try:
-            image = decode(path.read_bytes(), MAX_PIXELS, decoding_of(manifest, "exact"))
+            image = decode(path.read_bytes(), MAX_PIXELS, decoding)
         except ImageTooLargeError as error:
             say(f"left out, because it is too large ({error}): {path}")
         except UnsupportedImageError as error:

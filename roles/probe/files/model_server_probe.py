@@ -126,22 +126,23 @@ class Probe:
 
     def __init__(self, question: Question, interval: float) -> None:
         self._question, self._interval = question, interval
-        self._figures: Dict[str, Figures] = {}
-        self._answered: Dict[str, float] = {}
-        self._problems: Dict[str, str] = {}
+        self._last: Dict[
+            str, Tuple[float, Figures]
+        ] = {}  # target → when it was asked for the last time, and its figures
 
     def watch(self, target: str) -> None:
         """Ask a target for ever, and log a line when it fails, and one when it is right again."""
         due = time.monotonic()
+        certificate: Figures = {}
+        told = ""
         while True:
             figures, problem = ask(target, self._question)
-            # A certificate is known until there is another one, also while nobody answers.
-            known = self._figures.get(target, {})
-            self._figures[target] = {**{name: known[name] for name in (EXPIRY,) if name in known}, **figures}
-            self._answered[target] = time.monotonic()
-            if problem != self._problems.get(target, ""):
+            if EXPIRY in figures:  # known until there is another one, also while nobody answers
+                certificate = {EXPIRY: figures[EXPIRY]}
+            self._last[target] = time.monotonic(), {**certificate, **figures}
+            if problem != told:
                 logger.info("%s: %s", target, problem or "right again")
-            self._problems[target] = problem
+            told = problem
             due = max(due + self._interval, time.monotonic())
             time.sleep(max(0, due - time.monotonic()))
 
@@ -150,8 +151,8 @@ class Probe:
         # A server that sends its answer byte by byte can hold a question for long: nothing new is a failure, too.
         fresh = time.monotonic() - self._interval - 2 * self._question.timeout
         figures = [
-            (target, of if self._answered.get(target, fresh) >= fresh else {"probe_success": 0.0})
-            for target, of in sorted(self._figures.items())
+            (target, of if asked >= fresh else {"probe_success": 0.0})
+            for target, (asked, of) in sorted(self._last.items())
         ]
         lines = []
         for name, text in HELP.items():

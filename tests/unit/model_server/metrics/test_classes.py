@@ -22,6 +22,7 @@ def reference(shares: Dict[str, float]) -> Reference:
 
 
 def psi(observed: Counter, expected: Dict[str, float]) -> float:  # type: ignore[type-arg] # of Python 3.8
+    """The population stability index of counts and shares by bin, as the rules have it."""
     total = sum(observed.values())
     shares = [(max(observed[name] / total, 0.0001), max(share, 0.0001)) for name, share in expected.items()]
     return sum((new - old) * math.log(new / old) for new, old in shares)
