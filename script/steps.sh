@@ -126,3 +126,11 @@ install_onnx() {
 onnx_installed() {
   [ -e "$TORCHVISION/onnxruntime" ] || step "ONNX Runtime is installed into $TORCHVISION" install_onnx
 }
+
+# A browser, for the tests of Locust's page.
+install_browser() {
+  as_root apt-get update --quiet && as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends chromium chromium-driver
+}
+browser_installed() {
+  command -v chromedriver >/dev/null || step "Chromium is installed" install_browser
+}

@@ -92,9 +92,21 @@ def mounts_of(server: Machine, unit: str) -> list[list[str]]:
     ],
 )
 def test_daemon_is_confined(server: Machine, unit: str, exposure: float) -> None:
-    *_, verdict = server.run(f"systemd-analyze security --no-pager {unit}.service").splitlines()
+    assert exposure_of(server, unit) <= exposure
 
-    assert float(verdict.split(":")[1].split()[0]) <= exposure, verdict
+
+def exposure_of(machine: Machine, unit: str) -> float:
+    *_, verdict = machine.run(f"systemd-analyze security --no-pager {unit}.service").splitlines()
+    return float(verdict.split(":")[1].split()[0])
+
+
+def test_page_of_locust_is_for_its_own_host_and_confined(load: Machine) -> None:
+    listening = load.run("ss -Hltn sport = :8089").split()
+
+    assert "127.0.0.1:8089" in listening
+    assert len(listening) == 5, listening
+    assert "Locust" in load.run("curl --silent --fail http://127.0.0.1:8089/")
+    assert exposure_of(load, "locust-web") <= 2.5
 
 
 @pytest.mark.parametrize(

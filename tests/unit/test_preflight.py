@@ -397,6 +397,14 @@ WRONG: Dict[str, Dict[str, Any]] = {
         "standing_still": ({"locust_spawn_rate": 0}, "set it to more than 0 users a second."),
         "no_length": ({"locust_run_time": "forever"}, "set it to a length like 60s, 5m or 1h30m."),
         "old_system": ({"os": {"distribution_version": "18.04"}}, "Ubuntu 18.04 is not supported"),
+        "no_web_port": (
+            {"locust_web_port": 65536},
+            "locust_web_port is '65536'; set it to a port up to 65535, such as",
+        ),
+        "taken_web_port": (
+            {"locust_web_port": 9191},
+            "locust_web_port is 9191, where docker-proxy listens on taken_web",
+        ),
         "no_path": (
             {"locust_metrics_directory": "metrics"},
             "locust_metrics_directory is 'metrics'; set it to the full path of the directory",
@@ -494,6 +502,7 @@ RIGHT: Dict[str, Dict[str, Any]] = {
     "load_generators": {
         "as_it_is": {},
         "long_run": {"locust_run_time": "1h30m"},
+        "page": {"locust_web_port": 8089},
         "no_figures": {"locust_metrics_directory": "", "locust_metrics_user": "root"},
     },
 }

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -197,26 +198,48 @@ def test_what_a_lost_worker_sent_the_others_send(server: Counting, tmp_path: Pat
     assert users[-1] == 100, said
 
 
-def test_page_of_the_deployed_command_starts_a_run_and_is_on_loopback(server: Counting, tmp_path: Path) -> None:
+@pytest.fixture
+def page(server: Counting, tmp_path: Path) -> Iterator[str]:
+    """Start the page by the deployed command, and yield its port."""
     command = COMMAND.read_text().replace("{{ ansible_managed | comment }}", "# Ansible managed")
     command = command.replace("{{ __locust_home }}", str(tmp_path)).replace("/etc/locust", str(tmp_path))
     (tmp_path / "locust").write_text(command)
     host = f"http://127.0.0.1:{server.server_port}"
-    (tmp_path / "locust.conf").write_text(f"locustfile = {LOCUSTFILE}\nhost = {host}\nheadless = true\nrun-time = 5m\n")
+    (tmp_path / "locust.conf").write_text(
+        f"locustfile = {LOCUSTFILE}\nhost = {host}\nheadless = true\nusers = 2\nspawn-rate = 2\nrun-time = 5m\n"
+    )
     (tmp_path / "venv" / "bin").mkdir(parents=True)
     (tmp_path / "venv" / "bin" / "locust").write_text(f'#!/bin/sh\nexec {sys.executable} -m locust "$@"\n')
     (tmp_path / "venv" / "bin" / "locust").chmod(0o755)
     port = free_port()
 
-    with subprocess.Popen(["sh", str(tmp_path / "locust"), "--web-port", port], stdin=subprocess.DEVNULL) as page:
+    with subprocess.Popen(["sh", str(tmp_path / "locust"), "--web-port", port], stdin=subprocess.DEVNULL) as process:
         wait_for(lambda: asked(port, "/stats/requests"))
-        asked(port, "/swarm", f"user_count=2&spawn_rate=2&host={host}")
-        wait_for(lambda: len(server.paths) > 2)
-        listening = Path("/proc/net/tcp").read_text()
-        wait_for(lambda: json.loads(asked(port, "/stats/requests"))["total_rps"] > 0)
-        page.terminate()
+        yield port
+        process.terminate()
 
-    assert f"0100007F:{int(port):04X} 00000000:0000 0A" in listening
+
+def test_page_of_the_deployed_command_is_on_loopback(page: str) -> None:
+    assert f"0100007F:{int(page):04X} 00000000:0000 0A" in Path("/proc/net/tcp").read_text()
+
+
+def test_run_is_started_and_watched_in_a_browser(server: Counting, page: str) -> None:
+    webdriver = pytest.importorskip("selenium.webdriver")
+    driver = shutil.which("chromedriver") or pytest.skip("chromedriver is not installed")
+    options = webdriver.ChromeOptions()
+    for option in ("--headless=new", "--window-size=1280,900", "--no-sandbox", "--disable-dev-shm-usage"):  # as root
+        options.add_argument(option)
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as browser:
+        browser.implicitly_wait(20)
+        browser.get(f"http://127.0.0.1:{page}/")
+        browser.find_element("xpath", "//button[starts-with(translate(., 'STAR', 'star'), 'start')]").click()
+        browser.find_element("xpath", "//*[@role='tab' and translate(., 'CHARTS', 'charts')='charts']").click()
+        chart = browser.find_element("tag name", "canvas")
+        drawn = chart.screenshot_as_png
+        wait_for(lambda: len(server.paths) > 2 and chart.screenshot_as_png != drawn)
+
+        assert "RUNNING" in browser.find_element("tag name", "body").text.upper()
+    assert json.loads(asked(page, "/stats/requests"))["total_rps"] > 0
 
 
 def test_users_follow_a_shape(server: Counting, tmp_path: Path) -> None:
