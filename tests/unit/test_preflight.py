@@ -401,10 +401,6 @@ WRONG: Dict[str, Dict[str, Any]] = {
             {"locust_web_port": 65536},
             "locust_web_port is '65536'; set it to a port up to 65535, such as",
         ),
-        "taken_web_port": (
-            {"locust_web_port": 9191},
-            "locust_web_port is 9191, where docker-proxy listens on taken_web",
-        ),
         "no_path": (
             {"locust_metrics_directory": "metrics"},
             "locust_metrics_directory is 'metrics'; set it to the full path of the directory",
@@ -575,17 +571,16 @@ def preflight(directory: Path, group: str) -> Dict[str, str]:
 
 
 def playbook_of(role: str, directory: Path) -> Path:
-    """Write preflight.yml without what judges other roles, which have tests of their own; return its path."""
+    """Write preflight.yml with what judges a role alone; the rest has tests of its own. Return its path."""
     (directory / "playbooks").mkdir()
     for beside in ("playbooks/group_vars", "load_test"):
         (directory / beside).symlink_to(REPOSITORY / beside)
     plays = yaml.safe_load((REPOSITORY / "playbooks" / "preflight.yml").read_text())
+    judge = "ansible.builtin.import_role"
     for play in plays:
-        play["tasks"] = [
-            task for task in play["tasks"] if task.get("ansible.builtin.import_role", {"name": role})["name"] == role
-        ]
+        play["tasks"] = [task for task in play["tasks"] if task.get(judge, {"name": role})["name"] == role]
     path = directory / "playbooks" / "preflight.yml"
-    path.write_text(json.dumps([play for play in plays if play["tasks"]]))
+    path.write_text(json.dumps([play for play in plays if any(judge in task for task in play["tasks"])]))
     return path
 
 
@@ -811,6 +806,8 @@ def find_each_other(directory: Path, inventory: Dict[str, Any], version: Optiona
         ("haproxy", "haproxy", 80, ""),
         ("probe", "nginx", 9116, "probe_port is 9116, where nginx listens on server already;"),
         ("probe", "python3", 9116, ""),
+        ("locust", "nginx", 8089, "locust_web_port is 8089, where nginx listens on server already;"),
+        ("locust", "locust", 8089, ""),
         (
             "grafana",
             "node",
@@ -872,6 +869,8 @@ def judge(
         "haproxy_model_servers": ["a:8000"],
         **PROBE,
         "probe_targets": ["http://a:8000"],
+        "locust_host": "http://a:8000",
+        "locust_web_port": 8089,
         **(variables or {}),
     }
     inventory = {"all": {"vars": of_all, "hosts": {"server": {}}}}
