@@ -100,7 +100,7 @@ def test_daemon_is_confined(server: Machine, unit: str, exposure: float) -> None
 @pytest.mark.parametrize(
     ("unit", "own"),
     [
-        ("model-server", {"/run/model-server"}),
+        ("model-server", {"/run/model-server", "/var/lib/model-server/samples"}),
         ("prometheus", {"/var/lib/prometheus"}),
         ("prometheus-alertmanager", {"/var/lib/prometheus"}),
         ("prometheus-node-exporter", set()),

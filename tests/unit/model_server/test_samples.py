@@ -37,6 +37,11 @@ class Unsure(FakeClassifier):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure each image, and keep as many as there are."""
     monkeypatch.setattr(samples, "INTERVAL", 0.0)
     monkeypatch.setattr("model_server.metrics.predictions.SAMPLE_INTERVAL", 0.0)
 
@@ -44,11 +49,11 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 class Server:
     """An app that keeps samples in a directory; `wait` is how many seconds it gets for each."""
 
-    def __init__(self, classifier: FakeClassifier, directory: Path, wait: float = 2.0, **settings: Any) -> None:
+    def __init__(self, classifier: Any, directory: Path, wait: float = 2.0, **settings: Any) -> None:
         self.wait = wait
         self.directory = directory
-        given = Settings(bundle=Path("none"), samples_directory=directory, samples_max_bytes=MAX_BYTES, **settings)
-        self.app = create_app(given, classifier)
+        given = {"samples_directory": directory, "samples_max_bytes": MAX_BYTES, **settings}
+        self.app = create_app(Settings(bundle=Path("none"), **given), classifier)
 
     def send(self, *images: bytes, path: str = "/predict", kind: str = "image/jpeg") -> List[httpx.Response]:
         """Send images one after the other, each when what became of the one before is counted."""
