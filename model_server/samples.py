@@ -67,10 +67,12 @@ class Samples:
         self._failures = LimitedLog("times", lines=1)
 
     def judge(self, answered: Answered, observation: Sequence[Union[float, str]]) -> None:
-        """Keep the image if it is uncertain or outlying; without an observation, outliers are not looked for."""
+        """Keep the image if it is outlying or uncertain; without an observation, outliers are not looked for."""
         outlying = self._reference.outlying(observation) if observation and self._reference is not None else []
-        is_uncertain = not answered.confidence >= self._below  # also that of a broken model, NaN
-        if not outlying and not is_uncertain:
+        reasons = [SampleReason.OUTLYING] if outlying else []
+        if not answered.confidence >= self._below:  # also that of a broken model, NaN
+            reasons.append(SampleReason.UNCERTAIN)
+        if not reasons:
             return
         told = {
             "prediction_id": answered.prediction_id,
@@ -79,17 +81,19 @@ class Samples:
             "confidence": None if math.isnan(answered.confidence) else answered.confidence,
             "outlying": outlying,
         }
-        self._keep(SampleReason.OUTLYING if outlying else SampleReason.UNCERTAIN, answered.image, told)
+        self._keep(reasons, answered.image, told)
 
     def reject(self, image: bytes, request: Request, error: RejectedInputError) -> None:
         """Keep an image that was refused, if it is one."""
         if error.reason in LOOKED_AT:
             told = {"request_id": _id_of(request), "rejected": error.reason.value, "error": error.detail}
-            self._keep(SampleReason.REJECTED, image, told)
+            self._keep([SampleReason.REJECTED], image, told)
 
-    def _keep(self, reason: SampleReason, image: bytes, told: Dict[str, Any]) -> None:
+    def _keep(self, reasons: Sequence[SampleReason], image: bytes, told: Dict[str, Any]) -> None:
+        """Keep an image for the first of its reasons that is due."""
         now = time.monotonic()
-        if self._is_writing or now < self._due[reason]:
+        reason = next((reason for reason in reasons if now >= self._due[reason]), None)
+        if reason is None or self._is_writing:
             return
         self._due[reason], self._is_writing = now + INTERVAL, True
         self._writer.submit(self._write, asyncio.get_running_loop(), reason, image, told)

@@ -157,11 +157,15 @@ def test_what_is_refused_for_another_cause_is_not_kept(data: bytes, kind: str, t
     assert not (tmp_path / "samples").exists()
 
 
+def of_brightness(*edges: float) -> Reference:
+    changed = {**REFERENCE.edges, "brightness": edges}
+    return Reference.model_construct(images=8, edges=changed, ratios=REFERENCE.ratios)
+
+
 def test_an_image_beyond_the_reference_is_kept_and_its_features_named(encode: Encode, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     classifier = FakeClassifier()
-    edges = {**REFERENCE.edges, "brightness": (0.2, 0.3)}
-    classifier.reference = Reference.model_construct(images=8, edges=edges, ratios=REFERENCE.ratios)
+    classifier.reference = of_brightness(0.2, 0.3)
     classifier.pixels = torch.full((1, 3, 16, 16), 255 * 0.61)
     server = Server(classifier, tmp_path)
     server.send(encode())
@@ -202,6 +206,21 @@ def test_one_is_kept_in_an_interval(encode: Encode, tmp_path: Path, monkeypatch:
     server.wait = 0.2
     server.send(encode(), encode(), b"none")
     assert [sample.reason.value for sample in server.kept()] == ["rejected", "uncertain"]
+
+
+def test_an_image_with_two_reasons_is_kept_for_the_one_that_is_due(
+    encode: Encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(samples, "INTERVAL", 60.0)
+    classifier = Unsure()
+    classifier.reference, classifier.pixels = of_brightness(0.2, 0.3), torch.full((1, 3, 16, 16), 255.0)
+    server = Server(classifier, tmp_path)
+    server.send(encode(), encode())
+    assert [(sample.reason.value, sample.answer["outlying"]) for sample in server.kept()] == [
+        ("uncertain", ["brightness"]),
+        ("outlying", ["brightness"]),
+    ]
 
 
 def test_while_one_is_written_others_are_left_out_and_no_request_waits(
