@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
@@ -10,7 +11,7 @@ import pytest
 
 from model_server.metrics.samples import SampleReason
 from model_server.server.ring import Ring
-from tests.unit.plays import run_play
+from tests.unit.plays import ROLES, run_play
 
 pytest.importorskip("ansible")
 
@@ -110,3 +111,41 @@ def test_a_command_that_fails_says_why_and_leaves_nothing(servers: Servers, enco
     assert "failed=1" in said, said
     assert "samples: - cannot be written: No space left on device." in said
     assert remains() == before
+
+
+@pytest.mark.parametrize("max_bytes", [0, 50_000_000])
+def test_the_service_may_write_samples_only_where_they_are_kept(tmp_path: Path, max_bytes: int) -> None:
+    lookup = "{{ lookup('ansible.builtin.template', item) }}"
+    templates = ["etc/systemd/system/model-server.service.j2", "etc/model-server/next/model-server.env.j2"]
+    task = {
+        "ansible.builtin.copy": {"content": lookup, "dest": f"{tmp_path}/{{{{ item | basename }}}}", "mode": "0644"}
+    }
+    shutil.copytree(str(ROLES / "model_server"), str(tmp_path / "roles" / "model_server"))
+    (tmp_path / "roles/model_server/tasks/units.yml").write_text(json.dumps([{**task, "loop": templates}]))
+    role = {"ansible.builtin.include_role": {"name": "model_server", "tasks_from": "units"}}
+    variables = {"model_server_samples_max_bytes": max_bytes, "ansible_managed": "Managed"}
+    play = {"hosts": "localhost", "gather_facts": False, "vars": variables, "tasks": [role]}
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+    run = run_play(tmp_path, "play.yml", ROLES_PATH=str(tmp_path / "roles"))
+
+    assert run.returncode == 0, run.stdout
+    unit, settings = ((tmp_path / Path(template).name).read_text().splitlines() for template in templates)
+    assert [line for line in unit if "samples" in line or "StateDirectory" in line] == (
+        []
+        if not max_bytes
+        else [
+            "# /var/lib/model-server/samples: images of clients, for the service alone.",
+            "StateDirectory=model-server/samples",
+            "StateDirectoryMode=0700",
+            "# The service reads its files, writes below /run and its samples, and listens: everything else is closed.",
+        ]
+    )
+    assert [line for line in settings if "SAMPLES" in line] == (
+        []
+        if not max_bytes
+        else [
+            "MODEL_SERVER_SAMPLES_DIRECTORY=/var/lib/model-server/samples",
+            "MODEL_SERVER_SAMPLES_MAX_BYTES=50000000",
+            "MODEL_SERVER_SAMPLES_BELOW_CONFIDENCE=0.5",
+        ]
+    )
