@@ -31,6 +31,7 @@ class NoMetrics:
     __call__ = nothing  # of what `instrument` returns
 
     record = reject = predict = queue = authorize = nothing
+    samples = None
 
 
 def app_without_metrics() -> Any:

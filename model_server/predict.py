@@ -21,8 +21,10 @@ from model_server.model.bundle import Manifest
 from model_server.model.preprocessing import LARGE, decoding_of
 from model_server.model.reference import Reference
 from model_server.model_routes import ModelName, name_of
+from model_server.samples import Answered, Samples
 from model_server.server.batches import Batches
 from model_server.server.http1 import OVERLOADED, RETRY
+from model_server.server.ring import Ring
 from model_server.server.shadow import Copies
 from model_server.settings import Settings
 from model_server.upload import CLIENT_CLOSED_REQUEST, FIELD, Problem, RejectedInputError, read_upload
@@ -135,6 +137,11 @@ class Predictor:
     ) -> None:
         self._settings, self._model, self._metrics, self._keys, self._ids = settings, model, metrics, keys, ids
         self.copies = Copies(settings.runtime_dir)
+        self._samples: Optional[Samples] = None
+        if settings.samples_directory is not None and metrics.samples is not None:
+            ring = Ring(settings.samples_directory, settings.samples_max_bytes)
+            below = settings.samples_below_confidence
+            self._samples = Samples(ring, below, model.manifest, model.reference, metrics.samples)
         self._named = name_of(model.manifest)
         self._headers = {f"X-Model-{field.capitalize()}": value for field, value in self._named.items()}
         self._decoding = decoding_of(model.manifest, settings.decoding)
@@ -209,10 +216,17 @@ class Predictor:
             timings.lap("preprocess")
             return pixels
 
-        pixels, (likely_class, confidence, logits) = await self._batches.predict(prepare, timings.lap)
+        samples = None if is_probe or request.scope.get("self_check") else self._samples
+        try:
+            pixels, (likely_class, confidence, logits) = await self._batches.predict(prepare, timings.lap)
+        except RejectedInputError as error:
+            if samples is not None:
+                samples.reject(upload.data, request, error)
+            raise
         _refuse_if(is_gone())
+        observation: Sequence[Union[float, str]] = ()
         if not is_probe:
-            self._metrics.predict(timings, pixels, likely_class, confidence, logits)
+            observation = self._metrics.predict(timings, pixels, likely_class, confidence, logits)
             self.copies.offer(upload.data, likely_class)
         answer: Dict[str, Any] = {
             "filename": upload.filename,
@@ -224,6 +238,8 @@ class Predictor:
         if self._ids and not is_probe:
             prediction_id = self._ids.issue(self._named["version"], likely_class, confidence_bin(confidence))
             headers = {**headers, "X-Prediction-Id": prediction_id}
+        if samples is not None:
+            samples.judge(Answered(upload.data, request, prediction_id, likely_class, confidence), observation)
         if top:
             likeliest = nlargest(top, zip(self._model.manifest.classes, logits.softmax(0).tolist()), key=itemgetter(1))
             answer["predictions"] = [{"class": name, "confidence": _or_null(each)} for name, each in likeliest]

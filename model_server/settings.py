@@ -66,6 +66,13 @@ class Settings(WeightsSettings):
     class_series: int = Field(
         CLASS_SERIES, ge=2, description="series by class; where a model has more, rare classes share one named (other)"
     )
+    samples_directory: Optional[Path] = Field(
+        None, description="directory where some images are kept to be looked at; without it, none are"
+    )
+    samples_max_bytes: int = Field(100_000_000, ge=1_000_000, description="what they may take on the disk, in bytes")
+    samples_below_confidence: float = Field(
+        0.5, ge=0, le=1, description="an image whose likely class has less confidence is kept as uncertain"
+    )
     release: str = Field("", description="name of the release, for the metrics")
     runtime_dir: Optional[Path] = Field(None, description="directory of the service while it runs, for handovers")
     metrics_dir: Optional[Path] = Field(None, validation_alias=METRICS_DIR, description="shared by all workers")

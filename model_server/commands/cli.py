@@ -10,6 +10,7 @@ from model_server.commands import CommandError
 from model_server.commands.bundle import add_bundle
 from model_server.commands.feedback import add_feedback
 from model_server.commands.reference import add_reference
+from model_server.commands.samples import add_samples
 from model_server.commands.shadow import add_shadow
 from model_server.model.bundle import BundleError, refuse_existing
 from model_server.server.handover import HandoverError, reload_service
@@ -27,6 +28,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     add_bundle(commands)
     add_reference(commands)
     add_feedback(commands)
+    add_samples(commands)
     add_train_demo(commands)
     add_handover(commands)
     add_shadow(commands)

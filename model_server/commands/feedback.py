@@ -1,17 +1,17 @@
 """`model-server feedback`: sends the true classes of predictions, from a CSV file, to a server."""
 
 import argparse
-import csv
 import http.client
 import json
 import ssl
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Tuple
+from typing import Any, Callable, Dict, Tuple
 from urllib.parse import urlsplit
 
 from model_server.commands import CommandError
+from model_server.commands.labels import read_labels
 
 COLUMNS = ("id", "label")
 COUNTED, USED, OVERLOADED = 200, 409, 503
@@ -29,7 +29,10 @@ def add_feedback(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.set_defaults(run=send_feedback, prefix="feedback")
     parser.add_argument(
-        "file", type=Path, metavar="FILE.csv", help="rows of id and label, below a line that names them"
+        "file",
+        type=Path,
+        metavar="FILE.csv",
+        help="rows of id and label, below a line that names them; those without a label are left out",
     )
     parser.add_argument("--url", required=True, help="of the server or its front door, like https://server")
     parser.add_argument(
@@ -46,8 +49,11 @@ def send_feedback(options: argparse.Namespace) -> None:
     """
     server = _Server(options)
     outcomes: Dict[str, int] = Counter()
-    for row, prediction_id, label in _rows(options.file):
-        status, answer = server.tell(row, prediction_id, label)
+    for row, told in read_labels(options.file, COLUMNS):
+        if not told["label"]:  # nobody has looked at that one
+            outcomes["left"] += 1
+            continue
+        status, answer = server.tell(row, told["id"], told["label"])
         if status == COUNTED:
             outcomes["right" if answer["correct"] else "wrong"] += 1
         elif status == USED:
@@ -59,29 +65,12 @@ def send_feedback(options: argparse.Namespace) -> None:
             _say(f"{row} rows sent")
     counted = outcomes["right"] + outcomes["wrong"]
     share = f", {outcomes['right'] / counted:.1%} of them right" if counted else ""
-    _say(f"{counted} counted{share}; {outcomes['used']} had been counted before; {outcomes['refused']} refused")
+    left = f"; {outcomes['left']} have no label" if outcomes["left"] else ""
+    _say(f"{counted} counted{share}; {outcomes['used']} had been counted before; {outcomes['refused']} refused{left}")
     if outcomes["refused"]:
         raise CommandError(
             f"{outcomes['refused']} of the rows of {options.file} were refused; the lines above say why."
         )
-
-
-def _rows(path: Path) -> Iterator[Tuple[int, str, str]]:
-    """Yield number, id and label of each row."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-            if missing:
-                raise CommandError(
-                    f"{path} has no column {missing[0]}; its first line must name {' and '.join(COLUMNS)}."
-                )
-            for number, row in enumerate(reader, start=1):
-                yield number, (row["id"] or "").strip(), (row["label"] or "").strip()
-    except OSError as error:
-        raise CommandError(f"{path} cannot be read: {error.strerror}.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise CommandError(f"{path} is not CSV in UTF-8: {error}.") from error
 
 
 class _Server:

@@ -31,7 +31,8 @@ def add_reference(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         nargs="+",
         metavar="IMAGES",
         help=f"typical images, {FEWEST_IMAGES} or more (better {STEADY_IMAGES}): files, or directories that are "
-        f"searched with all below them for {', '.join('*' + suffix for suffix in SUFFIXES)}",
+        f"searched with all below them for {', '.join('*' + suffix for suffix in SUFFIXES)}, or labels.csv of "
+        "`model-server samples`, of which the images with a label are taken",
     )
 
 

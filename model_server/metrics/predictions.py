@@ -12,6 +12,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from model_server.metrics.classes import ClassSeries
+from model_server.metrics.samples import SampleMetrics
 from model_server.model.accuracy import CONFIDENCES, Accuracy, confidence_bin
 from model_server.model.bundle import Manifest
 from model_server.model.reference import FEATURES, Reference
@@ -83,6 +84,7 @@ class ModelMetrics:
         registry: where the metrics belong.
         constants: lines of the page /metrics that never change.
         classes: which series the classes have.
+        samples: of the images that are kept; None where none are.
     """
 
     def __init__(
@@ -160,6 +162,8 @@ class ModelMetrics:
                 registry=self.registry,
             )
         self._features = None if reference is None else _FeatureMetrics(reference, self.classes, self.registry)
+        keeps_samples = settings is not None and settings.samples_directory is not None
+        self.samples = SampleMetrics(self.registry) if keeps_samples else None
         self._series = {
             (sample.name, tuple(sorted(sample.labels.items())))
             for family in self.registry.collect()
@@ -193,8 +197,8 @@ class ModelMetrics:
 
     def predict(
         self, timings: RequestTimings, pixels: "Tensor", likely_class: str, confidence: float, logits: "Tensor"
-    ) -> None:
-        """Record a prediction: what the model saw, and what it said."""
+    ) -> Sequence[Union[float, str]]:
+        """Record a prediction: what the model saw, and what it said; return its features, if they were measured."""
         if math.isnan(confidence):  # of a broken model; the sum of the histogram would be NaN from then on
             confidence = 0.0
         count, confidences = self._classes[likely_class]
@@ -202,8 +206,9 @@ class ModelMetrics:
         confidences.observe(confidence)
         if self._expected:
             self._expected_right.inc(self._expected[confidence_bin(confidence)])
-        if self._features is not None:
-            self._features.observe(timings.received, pixels, likely_class, confidence, logits)
+        if self._features is None:
+            return ()
+        return self._features.observe(timings.received, pixels, likely_class, confidence, logits)
 
 
 class _FeatureMetrics:
@@ -234,15 +239,16 @@ class _FeatureMetrics:
 
     def observe(
         self, received: float, pixels: "Tensor", likely_class: str, confidence: float, logits: "Tensor"
-    ) -> None:
+    ) -> Sequence[Union[float, str]]:
         if received < self._due:
-            return
+            return ()
         self._due = time.perf_counter() + random.uniform(0, 2 * SAMPLE_INTERVAL)
         class_bin = self._class_bins[likely_class]
-        values: Iterable[Union[float, str]] = self._observe(pixels, class_bin, confidence, logits)
+        values: Sequence[Union[float, str]] = self._observe(pixels, class_bin, confidence, logits)
         for feature, value in zip(FEATURES, values):
             if feature in self._known:
                 self._observed[feature, self._bin(feature, value)].inc()
+        return values
 
 
 class _Constants(Collector):

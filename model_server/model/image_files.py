@@ -59,9 +59,10 @@ def png_without_extras(data: bytes) -> bytes:
     kept, position = [_PNG], len(_PNG)
     while position < len(data):
         end = position + 12 + int.from_bytes(data[position : position + 4], "big")
-        if data[position + 4 : position + 8] in _PIXEL_CHUNKS:
+        kind = data[position + 4 : position + 8]
+        if kind in _PIXEL_CHUNKS:
             kept.append(data[position:end])
-        position = end
+        position = len(data) if kind == b"IEND" else end  # what follows is no part of the picture
     return b"".join(kept)
 
 

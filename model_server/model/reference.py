@@ -21,7 +21,7 @@ from bisect import bisect_right
 from math import floor
 from pathlib import Path
 from statistics import quantiles
-from typing import Container, Dict, Mapping, Sequence, Tuple, Union
+from typing import Container, Dict, List, Mapping, Sequence, Tuple, Union
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationInfo, field_validator
 
@@ -34,6 +34,7 @@ FEATURES = (*NUMBERS, PREDICTED_CLASS)
 Observation = Tuple[float, float, float, float, float, float, float, str]
 BINS = tuple(f"{number:02}" for number in range(10))
 TOLERANCE = 1e-6
+TAIL = 3  # times the bin beside it: of a normal distribution, 0.9 % of the values lie beyond such tails
 
 
 class Reference(BaseModel):
@@ -48,6 +49,28 @@ class Reference(BaseModel):
     def bin(self, feature: str, value: Union[float, str]) -> str:
         """Name the bin of a feature's value; that of a predicted class is the class itself."""
         return value if isinstance(value, str) else BINS[bisect_right(self.edges[feature], value)]
+
+    def outlying(self, observation: Sequence[Union[float, str]]) -> List[str]:
+        """Name the features of an image that lie outside the reference's range.
+
+        The range ends beyond the first and the last edge, by `TAIL` times the bin that is next to it. Confidence has
+        none: it cannot be too high, and where it is low the image is uncertain.
+
+        Args:
+            observation: the values of `FEATURES`, in their order.
+        """
+        return [
+            feature
+            for feature, value in zip(NUMBERS, observation)
+            if feature != "confidence" and isinstance(value, float) and self._is_beyond(feature, value)
+        ]
+
+    def _is_beyond(self, feature: str, value: float) -> bool:
+        edges = self.edges.get(feature, ())
+        if len(edges) < 2:
+            return False
+        low, high = edges[0] - TAIL * (edges[1] - edges[0]), edges[-1] + TAIL * (edges[-1] - edges[-2])
+        return not low <= value <= high
 
     @field_validator("edges")
     @classmethod

@@ -112,7 +112,7 @@ def test_page_of_locust_is_for_its_own_host_and_confined(load: Machine) -> None:
 @pytest.mark.parametrize(
     ("unit", "own"),
     [
-        ("model-server", {"/run/model-server"}),
+        ("model-server", {"/run/model-server", "/var/lib/model-server/samples"}),
         ("prometheus", {"/var/lib/prometheus"}),
         ("prometheus-alertmanager", {"/var/lib/prometheus"}),
         ("prometheus-node-exporter", set()),

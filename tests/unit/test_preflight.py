@@ -70,6 +70,15 @@ WRONG: Dict[str, Dict[str, Any]] = {
         ),
         "key_without_secret": ({"model_server_api_keys": [{"name": "shop"}]}, "a key without a usable secret;"),
         "short_feedback_key": ({"model_server_feedback_keys": ["short"]}, "has a key of less than 32 characters"),
+        "few_bytes_of_samples": (
+            {"model_server_samples_max_bytes": 1000},
+            "is 1000; set it to 1000000 bytes or more, or to 0 to keep no images.",
+        ),
+        "samples_in_words": ({"model_server_samples_max_bytes": "100M"}, "set it to 1000000 bytes or more, or to 0"),
+        "percent_of_confidence": (
+            {"model_server_samples_below_confidence": 50},
+            "model_server_samples_below_confidence is 50; set it to a number from 0 to 1.",
+        ),
         "unknown_engine": ({"model_server_engine": "tensorrt"}, "is 'tensorrt'; set it to torch or onnxruntime,"),
         "unknown_decoding": ({"model_server_decoding": "slow"}, "is 'slow'; set it to exact or fast."),
         "missing_bundle": (

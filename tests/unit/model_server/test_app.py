@@ -622,7 +622,8 @@ def test_the_reference_page_has_every_metric_with_its_labels_and_a_query(
     pytest.importorskip("torch")
     classifier.reference, classifier.accuracy = REFERENCE, measure([(0.9, True)], "0" * 64)
     (tmp_path / "keys").write_text("k" * 32)
-    client = make_client(classifier, api_keys=f"shop:{'0' * 64}", feedback_keys_file=tmp_path / "keys")
+    options = {"feedback_keys_file": tmp_path / "keys", "samples_directory": tmp_path / "samples"}
+    client = make_client(classifier, api_keys=f"shop:{'0' * 64}", **options)
     client.get("/")
     served: Dict[str, Tuple[str, Set[str]]] = {}
     pages = (

@@ -102,6 +102,13 @@ def test_rows_that_are_refused_are_told_and_the_others_counted(server: Server, w
     assert said[1].startswith("feedback: 2 counted, 100.0% of them right")
 
 
+def test_rows_without_a_label_are_left_out(server: Server, write: Write, capsys: Any) -> None:
+    main(["feedback", write("lemon", "", " "), "--url", server.url])
+    assert capsys.readouterr().out == (
+        "feedback: 1 counted, 100.0% of them right; 0 had been counted before; 0 refused; 2 have no label\n"
+    )
+
+
 def test_an_overloaded_server_is_asked_again(server: Server, write: Write, capsys: Any) -> None:
     server.faults = [503, 503]
     main(["feedback", write("lemon"), "--url", server.url])

@@ -149,3 +149,32 @@ def test_a_malformed_file_is_explained(written: Path, text: bytes, message: str)
     written.write_bytes(text)
     with pytest.raises(BundleError, match=f"reference.json {message}"):
         read_reference(written, CLASSES)
+
+
+def test_what_lies_beyond_three_of_the_outer_bins_is_outlying() -> None:
+    edges = {"brightness": (0.3, 0.4, 0.6, 0.8), "contrast": (0.1,), "saturation": (), "energy": (1.0, 2.0)}
+    edges.update({"sharpness": (0.01, 0.02), "confidence": (0.8, 0.9)})
+    reference = Reference.model_construct(images=10, edges=edges, ratios={})  # of an earlier release, without margin
+    usual = (0.5, 0.2, 0.3, 0.015, 0.85, 1.5, 3.0, "apple")
+    others = {
+        (0.01, *usual[1:]): [],
+        (-0.01, *usual[1:]): ["brightness"],
+        (1.39, *usual[1:]): [],
+        (1.41, *usual[1:]): ["brightness"],
+        (0.5, 0.9, 0.9, 0.2, 0.0, 99.0, 99.0, "lemon"): ["sharpness", "energy"],
+        (float("nan"), *usual[1:]): ["brightness"],
+    }
+
+    assert reference.outlying(usual) == []
+    assert {observation: reference.outlying(observation) for observation in others} == others
+
+
+def test_of_images_like_those_of_the_reference_few_are_outlying() -> None:
+    random = Random(0)
+
+    def normal() -> Any:
+        return (*(random.gauss(0.5, 0.1) for _ in range(4)), 0.9, random.gauss(5, 1), random.gauss(5, 1), "apple")
+
+    reference = build([normal() for _ in range(1000)], CLASSES)
+    outlying = [reference.outlying(normal()) for _ in range(1000)]
+    assert 10 < sum(map(bool, outlying)) < 120  # six features, 0.9 % of each

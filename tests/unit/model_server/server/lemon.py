@@ -8,6 +8,7 @@ from typing import Any, List, Sequence, Tuple
 from fastapi import FastAPI
 from PIL import Image
 
+from model_server import samples
 from model_server.app import create_app
 from model_server.model.bundle import Manifest
 from model_server.server import connections
@@ -16,6 +17,9 @@ from model_server.settings import read_settings
 if "LEMON_HURRIES" in os.environ:  # deadlines that a test can wait for
     connections.HEAD_SECONDS = connections.SLOW_BODY_SECONDS = 1.0
     connections.BODY_SECONDS = 3.0
+
+if "LEMON_KEEPS_ALL" in os.environ:
+    samples.INTERVAL = 0.0
 
 
 class Lemon:

@@ -1,0 +1,135 @@
+import io
+import struct
+import zlib
+from typing import Any, Callable, Dict
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from model_server.model.image_files import ImageTooLargeError
+from model_server.model.metadata import orientation_of, strip_metadata
+from model_server.model.preprocessing import decode
+from tests.unit.model_server.model.test_image_files import LIMIT
+
+Encode = Callable[..., bytes]
+SECRET = b"51.5007 N, 0.1246 W"
+
+
+def exif(orientation: int = 1) -> bytes:
+    found = Image.Exif()
+    found[0x0112] = orientation
+    found[0x010E] = SECRET.decode()
+    return found.tobytes()
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", 2 + len(content)) + content
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def with_segments(jpeg: bytes) -> bytes:
+    """Put metadata of all kinds into a JPEG: before its scans, and after its end."""
+    extras = [segment(0xE0, b"JFXX\0\x10" + SECRET), segment(0xEE, SECRET), segment(0xFE, SECRET)]
+    extras += [segment(marker, b"Exif\0\0" + SECRET) for marker in range(0xE1, 0xEE)]
+    return jpeg[:2] + b"".join(extras) + jpeg[2:] + SECRET
+
+
+def png(encode: Encode, mode: str) -> bytes:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Comment", SECRET.decode())
+    texts.add_text("Comment", SECRET.decode(), zip=True)
+    texts.add_itxt("XML:com.adobe.xmp", SECRET.decode())
+    data = encode(mode=mode, kind="PNG", pnginfo=texts, exif=exif())
+    end = data.rindex(b"IEND") - 4
+    return data[:end] + chunk(b"tIME", bytes(7)) + data[end:] + chunk(b"IDAT", SECRET)
+
+
+FILES: Dict[str, Callable[[Encode], bytes]] = {
+    "jpeg": lambda encode: with_segments(encode(exif=exif(), comment=SECRET)),
+    "progressive": lambda encode: with_segments(encode(exif=exif(), progressive=True)),
+    "grey": lambda encode: with_segments(encode(mode="L")),
+    "restarts": lambda encode: with_segments(encode(restart_marker_rows=1)),
+    "cmyk": lambda encode: with_segments(encode(mode="CMYK")),
+    "png": lambda encode: png(encode, "RGB"),
+    "palette": lambda encode: png(encode, "P"),
+    "16 bits": lambda encode: png(encode, "I;16"),
+    "webp": lambda encode: encode(kind="WEBP", exif=exif(), xmp=SECRET, icc_profile=SECRET, lossless=True),
+    "lossy webp": lambda encode: encode(kind="WEBP", mode="RGBA", exif=exif(), xmp=SECRET) + SECRET,
+    "gif": lambda encode: encode(kind="GIF", mode="P", comment=SECRET),
+    "bmp": lambda encode: encode(kind="BMP") + SECRET,
+    "tiff": lambda encode: encode(kind="TIFF", exif=exif()),
+    "tiff of cmyk": lambda encode: encode(kind="TIFF", mode="CMYK", description=SECRET.decode()),
+}
+SUFFIXES = {"jpeg": ".jpg", "progressive": ".jpg", "grey": ".jpg", "restarts": ".jpg", "cmyk": ".jpg"}
+SUFFIXES.update({"webp": ".webp", "lossy webp": ".webp"})
+
+
+def opened(data: bytes) -> Any:
+    return Image.open(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_metadata_are_gone_and_the_pixels_are_the_same(encode: Encode, kind: str) -> None:
+    data = FILES[kind](encode)
+    assert SECRET in data or kind == "png"
+    stripped = strip_metadata(data)
+
+    assert SECRET not in stripped.content
+    assert stripped.suffix == SUFFIXES.get(kind, ".png")
+    assert decode(stripped.content, LIMIT).tobytes() == decode(data, LIMIT).tobytes()
+    image = opened(stripped.content)
+    assert dict(image.getexif()) == {}
+    assert set(image.info) <= {
+        "jfif",
+        "jfif_version",
+        "jfif_unit",
+        "jfif_density",
+        "dpi",
+        "adobe",
+        "adobe_transform",
+    } | {*("progressive", "progression", "loop", "background", "timestamp", "duration", "transparency")}
+
+
+def test_what_has_no_metadata_is_left_as_it_is(encode: Encode) -> None:
+    for kind in ("JPEG", "PNG", "WEBP"):
+        data = encode(kind=kind)
+        assert strip_metadata(data).content == data
+
+
+def test_a_thumbnail_of_jfif_is_cut_off(encode: Encode) -> None:
+    data = encode()
+    assert data[2:4] == b"\xff\xe0"
+    header = bytearray(data[6:20])
+    header[12:14] = b"\2\3"
+    stripped = strip_metadata(data[:2] + segment(0xE0, bytes(header) + SECRET) + data[20:])
+    assert stripped.content == data
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "progressive", "png", "webp"])
+def test_of_a_damaged_file_what_can_be_is_cut_out(encode: Encode, kind: str) -> None:
+    data = FILES[kind](encode)
+    for length in range(0, len(data), 7):
+        stripped = strip_metadata(data[:length])
+        assert stripped.suffix in {SUFFIXES.get(kind, ".png"), ".bin"}
+        assert SECRET not in stripped.content
+    assert len(strip_metadata(data[:-40]).content) > 80
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", b"GIF89a" + SECRET, b"\0\0\0\x18ftypheic" + SECRET])
+def test_bytes_that_nobody_can_parse_are_named_so(data: bytes) -> None:
+    assert strip_metadata(data) == (data, ".bin")
+
+
+def test_another_format_is_made_a_png_up_to_4_megapixels(encode: Encode) -> None:
+    with pytest.raises(ImageTooLargeError):
+        strip_metadata(encode((2001, 2000), kind="BMP"))
+
+
+def test_the_orientation_is_read_before_it_goes(encode: Encode) -> None:
+    data = encode(exif=exif(6))
+    assert orientation_of(data) == 6
+    assert orientation_of(strip_metadata(data).content) == 1
+    assert orientation_of(b"none") == 1
