@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 # Those of the server's fastapi_request_duration_seconds, so that both sides can be compared.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 INTERVAL = 1.0  # seconds, as Prometheus asks
+SETTLE = 5.0  # seconds after a run in the page, in which a master gets the last figures of its workers
 FILE = "locust.prom"
 
 locust.runners.WORKER_REPORT_INTERVAL = INTERVAL
@@ -120,10 +121,18 @@ class Reporter:
         finally:
             self._path.unlink(missing_ok=True)
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether these are the last figures."""
+        return self._ending is not None
+
     def _leave_last(self) -> None:
         self._reporting.kill()
-        self._write()
-        gevent.sleep(2 * INTERVAL)
+        try:
+            self._write()
+            gevent.sleep(2 * INTERVAL)
+        finally:
+            os.close(self._lock)  # another Locust may report
 
 
 _reporters: List[Reporter] = []  # one, if any
@@ -141,6 +150,8 @@ def _add_option(parser: Any) -> None:
 
 def _begin(environment: Any, **_: Any) -> None:
     directory: Optional[str] = environment.parsed_options.metrics_directory
+    if any(reporter.is_ending for reporter in _reporters):  # that of the page's last run
+        _end()
     if not directory or _reporters or isinstance(environment.runner, locust.runners.WorkerRunner):
         return
     try:
@@ -154,11 +165,25 @@ def _begin(environment: Any, **_: Any) -> None:
 
 
 def _end(**_: Any) -> None:
-    for reporter in _reporters:
+    for reporter in list(_reporters):
         reporter.end()
+        if reporter in _reporters:
+            _reporters.remove(reporter)
+
+
+def _end_if_page(environment: Any, **_: Any) -> None:
+    if environment.web_ui is not None:  # with its page, Locust does not end with the run
+        gevent.spawn(_end_after, environment.runner)
+
+
+def _end_after(runner: Any) -> None:
+    gevent.sleep(SETTLE)
+    if runner.state not in (locust.runners.STATE_SPAWNING, locust.runners.STATE_RUNNING):
+        _end()
 
 
 hooks: Any = events  # events have no types
 hooks.init_command_line_parser.add_listener(_add_option)
 hooks.test_start.add_listener(_begin)
+hooks.test_stop.add_listener(_end_if_page)
 hooks.quit.add_listener(_end)  # not test_stop: a master gets the last figures of its workers after that

@@ -132,5 +132,5 @@ install_browser() {
   as_root apt-get update --quiet && as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends chromium chromium-driver
 }
 browser_installed() {
-  command -v chromedriver >/dev/null || step "Chromium is installed" install_browser
+  command -v chromedriver >/dev/null || { apt-cache show chromium-driver >/dev/null 2>&1 && step "Chromium is installed" install_browser; }
 }

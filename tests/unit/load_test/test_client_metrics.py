@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.unit.load_test.test_locust_run import LOCUSTFILE, Counting, Run, server
+from tests.unit.load_test.test_locust_run import LOCUSTFILE, Counting, Run, asked, free_port, server
 from tests.unit.model_server.server.gunicorn_process import wait_for
 
 pytest.importorskip("locust.stats", reason="needs Locust", exc_type=ImportError)
@@ -203,6 +203,32 @@ def test_file_of_a_run_that_was_killed_is_replaced(server: Counting, directory: 
 
     assert found["locust_requests_total POST /predict"] == len(server.paths)
     assert list(directory.iterdir()) == []
+
+
+def is_free(directory: Path) -> bool:
+    """Return whether another Locust may report there."""
+    place = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(place)
+    return True
+
+
+def test_page_leaves_no_figures_between_its_runs_and_reports_the_next(server: Counting, directory: Path) -> None:
+    port = free_port()
+    file = directory / "locust.prom"
+
+    with locust(directory, server, "--headful", "--web-host=127.0.0.1", enough="inf", **{"--web-port": port}) as page:
+        for _ in range(2):
+            wait_for(lambda: asked(port, "/swarm", "user_count=2&spawn_rate=2"), 30, "the page")
+            wait_for(lambda: file.exists() and samples(file.read_text())["locust_users"] == 2, 30, "the figures")
+            assert asked(port, "/stop") or asked(port, "/stop", "by=post")  # Locust 2.25, and the newest
+            wait_for(lambda: not file.exists(), 30, "the end of the figures")
+            wait_for(lambda: is_free(directory), 5, "the place for another Locust")
+        page.terminate()
 
 
 @pytest.fixture

@@ -214,9 +214,11 @@ def page(server: Counting, tmp_path: Path) -> Iterator[str]:
     port = free_port()
 
     with subprocess.Popen(["sh", str(tmp_path / "locust"), "--web-port", port], stdin=subprocess.DEVNULL) as process:
-        wait_for(lambda: asked(port, "/stats/requests"))
-        yield port
-        process.terminate()
+        try:
+            wait_for(lambda: asked(port, "/stats/requests"))
+            yield port
+        finally:
+            process.terminate()
 
 
 def test_page_of_the_deployed_command_is_on_loopback(page: str) -> None:
