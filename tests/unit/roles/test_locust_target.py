@@ -44,7 +44,8 @@ def serve() -> Iterator[str]:
 def verify(directory: Path, targets: Dict[str, str]) -> str:
     """Ask each target from a load host of its own, and return what Ansible says."""
     local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
-    hosts = {name: {"locust_host": target, "locust_insecure": False, **local} for name, target in targets.items()}
+    role = {"locust_insecure": False, "locust_state": "present", "locust_web_port": 0}
+    hosts = {name: {"locust_host": target, **role, **local} for name, target in targets.items()}
     tasks = yaml.safe_load((ROLE / "tasks" / "verify.yml").read_text())[1:]  # without the deployed command
     variables = {"vars_files": [str(ROLE / "vars" / "main.yml")], "gather_facts": False}
     (directory / "hosts.json").write_text(json.dumps({"all": {"hosts": hosts}}))
