@@ -121,7 +121,8 @@ class Samples:
             "model": {"name": self._manifest.name, "version": self._manifest.version},
             **told,
         }
-        if self._manifest.exif_orientation and reason is not SampleReason.REJECTED:  # what the model saw was turned, and the file does not say it any more
+        # What the model saw was turned, and the file does not say it any more; of a refused image it saw nothing.
+        if self._manifest.exif_orientation and reason is not SampleReason.REJECTED:
             answer["orientation"] = orientation_of(image)
         return self._ring.keep(reason, content, suffix, answer)
 

@@ -20,7 +20,7 @@ PLAYBOOK = Path(__file__).parents[3] / "playbooks" / "samples.yml"
 COMMAND = f'#!/bin/sh\ncd {PLAYBOOK.parents[1]} && exec {sys.executable} -m model_server "$@"\n'
 # The tests may not change their user.
 SYSTEMD_RUN = 'while :; do case $1 in --*) echo "$1" >>{directory}/systemd-run; shift ;; *) exec "$@" ;; esac; done'
-CONFINED = {"ProtectSystem=strict", "PrivateTmp=yes", "PrivateNetwork=yes", "NoNewPrivileges=yes", "MemoryMax=1G", "Nice=19"}
+CONFINED = ("ProtectSystem=strict", "PrivateTmp=yes", "PrivateNetwork=yes", "NoNewPrivileges=yes", "MemoryMax=1G")
 
 
 class Servers:

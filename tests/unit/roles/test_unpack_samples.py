@@ -54,7 +54,8 @@ def test_files_of_samples_are_for_their_owner_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.jpg", "/etc/passwd", "outlying/../../x.jpg", "outlying/x.jpg", "outlying/a.sh", "a.jpg", f"{IMAGE}\n"]
+    "name",
+    ["../x.jpg", "/etc/passwd", "outlying/../../x.jpg", "outlying/x.jpg", "outlying/a.sh", "a.jpg", f"{IMAGE}\n"],
 )
 def test_another_name_is_refused(tmp_path: Path, name: str) -> None:
     said = unpack(tmp_path, archive(tmp_path, member("labels.csv"), member(name)))
