@@ -14,21 +14,20 @@ def open_upload(upload: Upload, timings: RequestTimings, max_pixels: int) -> Ima
     Raises:
         RejectedInputError: it is no image, or one that is too large or of a kind that is not accepted.
     """
-    name = _name_of(upload)
     content_type = upload.content_type.lower()
     if not content_type.startswith("image/") and content_type not in UNTYPED:
-        raise RejectedInputError(400, Reason.NOT_AN_IMAGE, f"{name} is not an image.")
+        raise _rejected(upload, 400, Reason.NOT_AN_IMAGE, "is not an image")
     if not upload.data:
-        raise RejectedInputError(400, Reason.EMPTY, f"{name} is empty.")
+        raise _rejected(upload, 400, Reason.EMPTY, "is empty")
     timings.size = len(upload.data)
     try:
         return open_image(upload.data, max_pixels)
     except ImageTooLargeError as error:
-        raise RejectedInputError(413, Reason.IMAGE_TOO_LARGE, f"{name} is too large: {error}.") from error
+        raise _rejected(upload, 413, Reason.IMAGE_TOO_LARGE, f"is too large: {error}") from error
     except UnsupportedImageError as error:
-        raise RejectedInputError(415, Reason.UNSUPPORTED_MEDIA_TYPE, f"{name} is {error}.") from error
+        raise _rejected(upload, 415, Reason.UNSUPPORTED_MEDIA_TYPE, f"is {error}") from error
     except UndecodableImageError as error:
-        raise _undecodable(name) from error
+        raise _undecodable(upload) from error
 
 
 def load_upload(image: Image.Image, upload: Upload, timings: RequestTimings, decoding: Decoding) -> Image.Image:
@@ -41,15 +40,18 @@ def load_upload(image: Image.Image, upload: Upload, timings: RequestTimings, dec
     try:
         image = load(image, decoding)
     except UndecodableImageError as error:
-        raise _undecodable(_name_of(upload)) from error
+        raise _undecodable(upload) from error
     timings.pixels = pixels
     return image
 
 
-def _name_of(upload: Upload) -> str:
-    return "The body" if upload.filename is None else f"File '{upload.filename}'"
+def _rejected(upload: Upload, status: int, reason: Reason, problem: str) -> RejectedInputError:
+    name = "The body" if upload.filename is None else f"File '{upload.filename}'"
+    error = RejectedInputError(status, reason, f"{name} {problem}.")
+    error.nameless = f"The image {problem}."
+    return error
 
 
-def _undecodable(name: str) -> RejectedInputError:
-    problem = "damaged, or of an unknown format"
-    return RejectedInputError(400, Reason.UNDECODABLE, f"{name} cannot be decoded as an image: {problem}.")
+def _undecodable(upload: Upload) -> RejectedInputError:
+    problem = "cannot be decoded as an image: damaged, or of an unknown format"
+    return _rejected(upload, 400, Reason.UNDECODABLE, problem)

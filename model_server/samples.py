@@ -86,11 +86,13 @@ class Samples:
     def reject(self, image: bytes, request: Request, error: RejectedInputError) -> None:
         """Keep an image that was refused, if it is one."""
         if error.reason in LOOKED_AT:
-            told = {"request_id": _id_of(request), "rejected": error.reason.value, "error": error.detail}
+            told = {"request_id": _id_of(request), "rejected": error.reason.value, "error": error.nameless}
             self._keep([SampleReason.REJECTED], image, told)
 
     def _keep(self, reasons: Sequence[SampleReason], image: bytes, told: Dict[str, Any]) -> None:
-        """Keep an image for the first of its reasons that is due."""
+        """Keep an image for the first of its reasons that is due, unless it is too large."""
+        if len(image) > self._ring.largest:  # a stranger could have the disk write all the time
+            return
         now = time.monotonic()
         reason = next((reason for reason in reasons if now >= self._due[reason]), None)
         if reason is None or self._is_writing:
@@ -119,7 +121,8 @@ class Samples:
             "model": {"name": self._manifest.name, "version": self._manifest.version},
             **told,
         }
-        if self._manifest.exif_orientation:  # what the model saw was turned, and the file does not say it any more
+        # What the model saw was turned, and the file does not say it any more; of a refused image it saw nothing.
+        if self._manifest.exif_orientation and reason is not SampleReason.REJECTED:
             answer["orientation"] = orientation_of(image)
         return self._ring.keep(reason, content, suffix, answer)
 

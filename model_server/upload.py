@@ -33,13 +33,19 @@ class Problem(BaseModel):
 
 
 class RejectedInputError(HTTPException):
-    """An input for which no prediction is made, because the client sent something wrong."""
+    """An input for which no prediction is made, because the client sent something wrong.
+
+    Attributes:
+        reason: what.
+        nameless: the sentence for what is kept of it, without the name of the client's file.
+    """
 
     def __init__(
         self, status_code: int, reason: Reason, detail: str, headers: Optional[Mapping[str, str]] = None
     ) -> None:
         super().__init__(status_code, detail, dict(headers or {}))
         self.reason = reason
+        self.nameless = detail
 
 
 class Upload(NamedTuple):

@@ -49,21 +49,34 @@ def known_format(data: bytes) -> Optional[str]:
     return None
 
 
-def png_without_extras(data: bytes) -> bytes:
-    """Return a PNG with only the chunks that its pixels need; other files as they are.
+def png_without_extras(data: bytes, max_chunks: Optional[int] = None) -> bytes:
+    """Return a PNG with only the chunks that its pixels need; other files, and one without extras, as they are.
 
     Pillow refuses a file for a damaged or a large chunk of text, which browsers do not look at.
+
+    Raises:
+        ImageTooLargeError: it has more than `max_chunks`; the smallest takes 12 bytes, and each some work.
     """
     if not data.startswith(_PNG):
         return data
-    kept, position = [_PNG], len(_PNG)
+    view, kept = memoryview(data), bytearray()
+    begin, position, chunks = 0, len(_PNG), 0  # what lies between the two is to be kept
     while position < len(data):
-        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        chunks += 1
+        if max_chunks is not None and chunks > max_chunks:
+            raise ImageTooLargeError(f"a PNG of more than {max_chunks} chunks")
+        end = position + 12 + int.from_bytes(view[position : position + 4], "big")
         kind = data[position + 4 : position + 8]
-        if kind in _PIXEL_CHUNKS:
-            kept.append(data[position:end])
-        position = len(data) if kind == b"IEND" else end  # what follows is no part of the picture
-    return b"".join(kept)
+        if kind not in _PIXEL_CHUNKS:
+            kept += view[begin:position]
+            begin = end
+        position = end
+        if kind == b"IEND":
+            break  # what follows is no part of the picture
+    if begin == 0 and position >= len(data):
+        return data
+    kept += view[begin:position]
+    return bytes(kept)
 
 
 def check_work(image: Image.Image, data: bytes) -> None:

@@ -5,13 +5,20 @@ The pixels are not encoded again, so what is left decodes to what the model has 
 
 import re
 from io import BytesIO
-from typing import List, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 
-from model_server.model.image_files import UndecodableImageError, UnsupportedImageError, png_without_extras
-from model_server.model.preprocessing import FORMATS, LARGE, ORIENTATION, UPRIGHT, decode
+from model_server.model.image_files import (
+    ImageTooLargeError,
+    UndecodableImageError,
+    UnsupportedImageError,
+    png_without_extras,
+)
+from model_server.model.preprocessing import LARGE, ORIENTATION, UPRIGHT, decode
 
+MAX_PARTS = 4096  # of a file: segments or chunks; each is some work in Python, and cameras make some dozens
+TURNED = ("JPEG", "WEBP", "TIFF")  # a PNG is decoded without its EXIF data, and Pillow would decode it to find them
 UNKNOWN = ".bin"  # suffix of bytes whose container cannot be parsed
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)  # but for those within a scan
@@ -38,12 +45,13 @@ def strip_metadata(data: bytes) -> Stripped:
     left as they are, with the suffix `.bin`.
 
     Raises:
-        ImageTooLargeError: it is of another format and has over 4 megapixels; a PNG of these would take a second.
+        ImageTooLargeError: it has too many parts; or it is of another format and has over 4 megapixels: a PNG of these
+            would take a second.
     """
     if data.startswith(_JPEG):
         return Stripped(_jpeg(data), ".jpg")
     if data.startswith(_PNG):
-        return Stripped(png_without_extras(data), ".png")
+        return Stripped(png_without_extras(data, MAX_PARTS), ".png")
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return Stripped(_webp(data), ".webp")
     try:
@@ -56,56 +64,61 @@ def strip_metadata(data: bytes) -> Stripped:
 
 
 def orientation_of(data: bytes) -> int:
-    """Return how the EXIF data of an image say that it is turned, 1 to 8; 1 (upright) where they say nothing."""
+    """Return how an image that was decoded was turned by its EXIF data, 1 to 8; 1 (upright) where they say nothing.
+
+    No pixels are decoded for it.
+    """
     try:
-        return int(Image.open(BytesIO(data), formats=FORMATS).getexif().get(ORIENTATION, UPRIGHT))
+        return int(Image.open(BytesIO(data), formats=TURNED).getexif().get(ORIENTATION, UPRIGHT))
     except Exception:  # decoders raise nearly any exception on hostile bytes
         return UPRIGHT
 
 
 def _jpeg(data: bytes) -> bytes:
     """Keep tables, frames and scans, up to the end of the image: some phones append a film to it."""
-    kept: List[bytes] = [data[:2]]
+    view, kept = memoryview(data), bytearray(data[:2])
     position = 2
-    while True:
+    for _ in range(MAX_PARTS):
         found = _MARKER.search(data, position)
         if found is None:
-            return b"".join(kept)
+            return bytes(kept)
         begin = found.start()
         marker = data[begin + 1]
         if marker == _END_OF_IMAGE:
-            kept.append(data[begin : begin + 2])
-            return b"".join(kept)
+            kept += view[begin : begin + 2]
+            return bytes(kept)
         if marker in _BARE:
             position = begin + 2
             continue
         length = int.from_bytes(data[begin + 2 : begin + 4], "big")
         position = begin + 2 + max(2, length)
         if marker in _OF_PIXELS:
-            kept.append(data[begin:position])
+            kept += view[begin:position]
         elif (marker, data[begin + 4 : begin + 9]) == _JFIF and length >= 16:
-            kept.append(data[begin : begin + 2] + b"\0\x10" + data[begin + 4 : begin + 16] + b"\0\0")  # no thumbnail
+            kept += data[begin : begin + 2] + b"\0\x10" + data[begin + 4 : begin + 16] + b"\0\0"  # no thumbnail
         elif (marker, data[begin + 4 : begin + 9]) == _ADOBE and length >= 14:
-            kept.append(data[begin : begin + 2] + b"\0\x0e" + data[begin + 4 : begin + 16])
+            kept += data[begin : begin + 2] + b"\0\x0e" + data[begin + 4 : begin + 16]
         if marker == _START_OF_SCAN:
             following = _MARKER.search(data, position)
             end = len(data) if following is None else following.start()
-            kept.append(data[position:end])
+            kept += view[position:end]
             position = end
+    raise ImageTooLargeError(f"a JPEG of more than {MAX_PARTS} segments")
 
 
 def _webp(data: bytes) -> bytes:
-    kept: List[bytes] = []
+    view, kept = memoryview(data), bytearray()
     position, end = 12, min(len(data), 8 + int.from_bytes(data[4:8], "little"))
-    while position < end:
+    for _ in range(MAX_PARTS):
+        if position >= end:
+            return b"RIFF" + (4 + len(kept)).to_bytes(4, "little") + b"WEBP" + kept
         kind = data[position : position + 4]
         size = int.from_bytes(data[position + 4 : position + 8], "little")
         following = position + 8 + size + size % 2
-        chunk = data[position : min(following, end)]
-        if kind == b"VP8X":
-            chunk = chunk[:8] + bytes(byte & ~_WEBP_EXTRAS for byte in chunk[8:9]) + chunk[9:]
         if kind in _WEBP_OF_PIXELS:
-            kept.append(chunk)
+            flags = len(kept) + 8
+            kept += view[position : min(following, end)]
+            if kind == b"VP8X" and flags < len(kept):
+                kept[flags] &= ~_WEBP_EXTRAS & 0xFF
         position = following
-    content = b"".join(kept)
-    return b"RIFF" + (4 + len(content)).to_bytes(4, "little") + b"WEBP" + content
+    raise ImageTooLargeError(f"a WebP of more than {MAX_PARTS} chunks")

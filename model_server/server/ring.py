@@ -19,6 +19,8 @@ from model_server.metrics.samples import SampleReason
 
 BLOCK = 4096  # bytes: what a file takes on a disk is a multiple of it
 MOST = 1000  # samples for each reason: nobody looks at more, and each write lists them
+FEWEST = 10  # images that a share has room for
+LARGEST = 5_000_000  # bytes of an image: what one reason of one worker may write in a second
 LOCK = ".lock"
 IMAGE = "image"  # the field of the JSON that names the image's file
 
@@ -46,9 +48,10 @@ class Ring:
         """Use a directory, which is made when the first sample comes."""
         self._directory = directory
         self._share = max_bytes // len(SampleReason)
+        self.largest = min(self._share // FEWEST, LARGEST)  # bytes of an image
 
     def keep(self, reason: SampleReason, image: bytes, suffix: str, answer: Mapping[str, Any]) -> bool:
-        """Keep an image, and remove the oldest of its reason as needed; return whether it is smaller than the share.
+        """Keep an image, and remove the oldest of its reason as needed; return whether it is small enough.
 
         Args:
             reason: why.
@@ -62,7 +65,7 @@ class Ring:
         name = f"{time.time_ns():020}-{os.urandom(4).hex()}"
         described = json.dumps({IMAGE: f"{name}{suffix}", **answer}, indent=2).encode()
         needed = _on_disk(len(image)) + _on_disk(len(described))
-        if needed > self._share:
+        if len(image) > self.largest or needed > self._share:
             return False
         folder = self._directory / reason.value
         for directory in (self._directory, folder):

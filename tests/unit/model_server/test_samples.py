@@ -145,7 +145,40 @@ def test_an_image_that_is_refused_is_kept_with_the_error(
     assert sample.image.read_bytes() == image
     assert sample.image.suffix == (".jpg" if image.startswith(b"\xff\xd8") else ".bin")
     assert (sample.reason.value, sample.answer["rejected"]) == ("rejected", reason)
-    assert sample.answer["error"] == answer.json()["detail"]
+    assert sample.answer["error"] == answer.json()["detail"].replace("The body", "The image")
+
+
+def test_the_name_of_the_clients_file_is_not_kept(tmp_path: Path) -> None:
+    server = Server(FakeClassifier(), tmp_path)
+    form = b'--x\r\nContent-Disposition: form-data; name="file"; filename="passport.jpg"\r\n\r\nnone\r\n--x--\r\n'
+    (answer,) = server.send(form, kind="multipart/form-data; boundary=x")
+    (sample,) = server.kept()
+    assert answer.json()["detail"].startswith("File 'passport.jpg' cannot be decoded")
+    assert "passport" not in json.dumps(dict(sample.answer))
+    assert sample.answer["error"] == "The image cannot be decoded as an image: damaged, or of an unknown format."
+
+
+def test_of_a_refused_image_the_orientation_is_not_looked_for(
+    encode: Encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "orientation_of", lambda _: pytest.fail("asked"))
+    classifier = Unsure()
+    classifier.manifest = Manifest(**{**MANIFEST.model_dump(), "exif_orientation": True})
+    server = Server(classifier, tmp_path, max_image_pixels=1024)
+    server.send(encode((1000, 1000), mode="L", kind="PNG"), encode())
+    assert server.count("samples_failed_total") == 0
+    assert ["orientation" in sample.answer for sample in server.kept()] == [False, False]
+
+
+def test_an_image_that_is_too_large_for_the_ring_costs_nothing(
+    encode: Encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stripped: List[bytes] = []
+    monkeypatch.setattr(samples, "strip_metadata", stripped.append)
+    server = Server(Unsure(), tmp_path / "samples", wait=0.2)
+    server.send(encode() + bytes(MAX_BYTES // 30))
+    assert stripped == []
+    assert not (tmp_path / "samples").exists()
 
 
 @pytest.mark.parametrize(("data", "kind"), [(b"text", "text/plain"), (b"", "image/jpeg"), (b"x" * 2000, "image/jpeg")])
@@ -293,7 +326,7 @@ def test_metadata_are_not_kept_but_for_the_orientation_that_mattered(encode: Enc
 
 
 def test_the_cap_holds(encode: Encode, tmp_path: Path) -> None:
-    image = encode((400, 300), quality=100)
+    image = encode((300, 200), quality=100)
     server = Server(Unsure(), tmp_path)
     server.send(*[image] * 60)
     sizes = [path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()]

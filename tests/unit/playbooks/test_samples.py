@@ -19,7 +19,8 @@ PLAYBOOK = Path(__file__).parents[3] / "playbooks" / "samples.yml"
 (PRECEDENCE,) = re.findall(r"(?m)^precedence = (.+)$", (PLAYBOOK.parents[1] / "ansible.cfg").read_text())
 COMMAND = f'#!/bin/sh\ncd {PLAYBOOK.parents[1]} && exec {sys.executable} -m model_server "$@"\n'
 # The tests may not change their user.
-RUNUSER = 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"'
+SYSTEMD_RUN = 'while :; do case $1 in --*) echo "$1" >>{directory}/systemd-run; shift ;; *) exec "$@" ;; esac; done'
+CONFINED = ("ProtectSystem=strict", "PrivateTmp=yes", "PrivateNetwork=yes", "NoNewPrivileges=yes", "MemoryMax=1G")
 
 
 class Servers:
@@ -49,7 +50,8 @@ class Servers:
         own = {"ansible_connection": "local", "ansible_become": False}
         (self.directory / "hosts.json").write_text(json.dumps({"model_servers": {"hosts": self.hosts, "vars": own}}))
         options = ("-i", "hosts.json", "-e", json.dumps(given), *arguments, str(PLAYBOOK))
-        said = run_play(self.directory, *options, programs={"runuser": RUNUSER}, PRECEDENCE=PRECEDENCE).stdout
+        programs = {"systemd-run": SYSTEMD_RUN.format(directory=self.directory)}
+        said = run_play(self.directory, *options, programs=programs, PRECEDENCE=PRECEDENCE).stdout
         return said, sorted((self.directory / "samples").glob("*/*"))
 
 
@@ -89,6 +91,27 @@ def test_samples_of_each_server_come_to_a_folder_of_its_own(servers: Servers, en
     assert "b keeps no images; set model_server_samples_max_bytes to the bytes that they may take" in said
     assert "c has kept no image so far: none was rejected, uncertain or outlying." in said
     assert remains() == before
+    options = (servers.directory / "systemd-run").read_text().splitlines()
+    assert {"--pipe", "--wait", "--uid=model-server", *(f"--property={name}" for name in CONFINED)} <= set(options)
+
+
+def test_a_relative_place_is_where_the_user_stands(servers: Servers, encode: Callable[..., bytes]) -> None:
+    fill(servers.add("a"), encode())
+    said, _ = servers.play("-e", "samples=some/where")
+    assert "failed=0" in said, said
+    assert len(list((servers.directory / "some" / "where").glob("*/a/contact-sheet.png"))) == 1
+
+
+def test_an_archive_of_something_else_is_not_unpacked(servers: Servers, encode: Callable[..., bytes]) -> None:
+    fill(servers.add("a"), encode())
+    program = servers.directory / "a" / "home" / "current" / "venv" / "bin" / "model-server"
+    (servers.directory / "stranger").symlink_to("/etc/passwd")
+    program.write_text(f"#!/bin/sh\ntar --create --directory {servers.directory} stranger; echo 'samples: 1' >&2\n")
+    said, (folder,) = servers.play()
+
+    assert "failed=1" in said, said
+    assert "The archive of the host's samples is not taken: it has 'stranger', which is no file of samples." in said
+    assert list(folder.iterdir()) == []
 
 
 def test_check_mode_tells_how_many_there_are(servers: Servers, encode: Callable[..., bytes]) -> None:

@@ -1,13 +1,14 @@
 import io
 import struct
+import tracemalloc
 import zlib
 from typing import Any, Callable, Dict
 
 import pytest
 from PIL import Image, PngImagePlugin
 
-from model_server.model.image_files import ImageTooLargeError
-from model_server.model.metadata import orientation_of, strip_metadata
+from model_server.model.image_files import ImageTooLargeError, png_without_extras
+from model_server.model.metadata import MAX_PARTS, orientation_of, strip_metadata
 from model_server.model.preprocessing import decode
 from tests.unit.model_server.model.test_image_files import LIMIT
 
@@ -133,3 +134,47 @@ def test_the_orientation_is_read_before_it_goes(encode: Encode) -> None:
     assert orientation_of(data) == 6
     assert orientation_of(strip_metadata(data).content) == 1
     assert orientation_of(b"none") == 1
+    assert orientation_of(encode(kind="WEBP", exif=exif(6))) == orientation_of(encode(kind="TIFF", exif=exif(6))) == 6
+
+
+def test_a_png_is_not_asked_for_its_orientation(encode: Encode, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = encode((14_000, 14_000), mode="1", kind="PNG")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
+    assert orientation_of(large) == 1
+    # The model does not see it turned: decoding leaves eXIf out.
+    assert orientation_of(encode(kind="PNG", exif=exif(6))) == 1
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+MANY = 400_000
+HOSTILE = {
+    "scans": b"\xff\xd8" + b"\xff\xda\0\2" * MANY,
+    "tables": b"\xff\xd8" + b"\xff\xdb\0\2" * MANY,
+    "bare": b"\xff\xd8" + b"\xff\1" * MANY,
+    "png": PNG + chunk(b"IDAT", b"") * MANY,
+    "png of texts": PNG + chunk(b"tEXt", b"") * MANY,
+    "webp": b"RIFF" + struct.pack("<I", 4 + 8 * MANY) + b"WEBP" + b"ALPH\0\0\0\0" * MANY,
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_of_a_file_of_too_many_parts_nothing_is_left(kind: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageTooLargeError, match=f" of more than {MAX_PARTS} "):
+            strip_metadata(HOSTILE[kind])
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_for_decoding_a_png_may_have_any_number_of_chunks() -> None:
+    data = HOSTILE["png"]
+    mixed = PNG + (chunk(b"IDAT", b"") + chunk(b"tEXt", b"")) * (MAX_PARTS + 1)
+    assert png_without_extras(data) is data  # without a copy
+    assert png_without_extras(mixed) == PNG + chunk(b"IDAT", b"") * (MAX_PARTS + 1)
+
+
+def test_a_file_of_many_parts_is_stripped(encode: Encode) -> None:
+    data = encode()
+    assert strip_metadata(data[:2] + segment(0xFE, SECRET) * (MAX_PARTS - 30) + data[2:]).content == data

@@ -17,6 +17,11 @@ REJECTED, UNCERTAIN, OUTLYING = SampleReason
 MAX_BYTES = 30 * BLOCK  # 10 blocks for each reason: five samples of an image and its JSON
 
 
+@pytest.fixture(autouse=True)
+def _large_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring, "FEWEST", 1)
+
+
 def files(directory: Path) -> List[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file() and path.name != ring.LOCK)
 
@@ -75,6 +80,18 @@ def test_an_image_above_the_share_is_left_out(tmp_path: Path) -> None:
     keep(tmp_path)
     assert not keep(tmp_path, image=bytes(10 * BLOCK))
     assert keep(tmp_path, image=bytes(9 * BLOCK))
+    assert len(read_ring(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("max_bytes", "largest"), [(3_000_000, 100_000), (1_500_000_000, 5_000_000)])
+def test_an_image_has_a_tenth_of_the_share_and_5_mb_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_bytes: int, largest: int
+) -> None:
+    monkeypatch.undo()
+    kept = Ring(tmp_path, max_bytes)
+    assert kept.largest == largest
+    assert kept.keep(OUTLYING, bytes(largest), ".jpg", {})
+    assert not kept.keep(OUTLYING, bytes(largest + 1), ".jpg", {})
     assert len(read_ring(tmp_path)) == 1
 
 
