@@ -37,12 +37,12 @@ def test_load_test_goes_on_without_a_worker_that_is_killed(
     summary = json.loads((RESULTS / "summary.json").read_text())
     with (RESULTS / "locust_stats_history.csv").open(newline="") as file:
         seconds = [row for row in csv.DictReader(file) if row["Name"] == "Aggregated"]
-    users = [int(row["User Count"]) for row in seconds]
+    users = [int(row["User Count"]) for row in seconds if row["User Count"] != "0"]
     tell(
         "load test that loses the worker of one of two load hosts",
-        f"{summary['failures']} of {summary['requests']} requests failed, {min(users[10:])} to {max(users)} users sent",
+        f"{summary['failures']} of {summary['requests']} requests failed; {users[-1]} users at the end",
     )
-    assert (RESULTS.parent.stat().st_mtime) > began, "these are the figures of another run"
+    assert RESULTS.parent.stat().st_mtime > began, "these are the figures of another run"
     assert summary["failures"] == 0
     assert users[-1] == 20, "the others do its part"
     assert not is_active(load, WORKER)

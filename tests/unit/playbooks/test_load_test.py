@@ -261,7 +261,7 @@ def test_several_load_hosts_run_one_test_and_a_lost_worker_is_told(tmp_path: Pat
     assert {"--enable-rebalancing", "--rate=50"} < set(options.split())
     closed = (tmp_path / "systemd-run").read_text().splitlines()
     assert "--property=IPAddressDeny=any" in closed
-    assert "--property=IPAddressAllow=localhost 127.0.0.1 127.0.0.2" in closed
+    assert "--property=IPAddressAllow=127.0.0.0/8 ::1 127.0.0.1 127.0.0.2" in closed
     asked = (tmp_path / "systemctl").read_text()
     assert asked.count("restart locust-worker@127.0.0.1.service") == 2
     assert asked.count("stop locust-worker@127.0.0.1.service") == 2
