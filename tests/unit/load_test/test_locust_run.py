@@ -151,7 +151,7 @@ def test_only_a_constant_rate_shows_that_a_server_stalled(
     if "--rate" in options:
         assert int(total["Request Count"]) == len(server.paths), said
         assert 300 < int(total["Request Count"]) < 450, said
-        assert 1000 < float(total["99%"]) < 3000, said
+        assert float(total["99%"]) > 1000, said  # on a busy machine, much more
     else:  # two of many requests were late: the others were never sent
         assert float(total["99%"]) < 1000 < float(total["100%"]), said
 
