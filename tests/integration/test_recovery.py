@@ -140,7 +140,7 @@ def test_hanging_worker_is_replaced_while_the_others_serve(model_server: ModelSe
     assert traffic.longest_gap() < TIMEOUT / 2, "the others did not serve"
 
 
-def test_one_worker_is_taken_when_memory_is_short(model_server: ModelServer, tell: Tell) -> None:
+def test_a_worker_is_taken_when_memory_is_short_and_never_the_master(model_server: ModelServer, tell: Tell) -> None:
     machine, master, workers = model_server.machine, model_server.master(), model_server.workers()
     image = io.BytesIO()
     Image.new("RGB", LARGE_IMAGE, "red").save(image, "PNG")
@@ -157,7 +157,8 @@ def test_one_worker_is_taken_when_memory_is_short(model_server: ModelServer, tel
         f"{lost} of {len(workers)} workers replaced {back:.1f} s after; {told(traffic)}",
     )
     assert greedy.error, "there was enough memory"
-    assert lost == 1
+    # The kernel chooses: seldom, it takes another one while the first still ends or the next one starts.
+    assert lost >= 1
     assert model_server.master() == master, machine.journal("model-server")
     assert in_flight(traffic.failed, greedy.began, ended), traffic.failed
     assert traffic.refused == []
