@@ -1,6 +1,6 @@
 """Users' own models: networks of torchvision beside the lab's app with the same network: `script/bench models`.
 
-`python -m benchmarks.models NAME DIRECTORY CLASSES` writes the bundle of a network with random weights, and prints how
+`python -m benchmarks.models NAME DIRECTORY CLASS...` writes the bundle of a network with random weights, and prints how
 its logits differ from torchvision's, as JSON.
 """
 
@@ -13,7 +13,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from statistics import geometric_mean, median, quantiles
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 from benchmarks import metrics
 from benchmarks.load import Connection, multipart, predict
@@ -27,7 +27,7 @@ BAR = 0.52  # geometric mean of the CPU times of a request, to the lab's
 TOLERANCE = 1e-4  # of a logit, to the largest
 WARM_UP = 3  # seconds
 CONNECTIONS = 16
-MANY = 1000  # classes
+MANY = [f"class-{number:04}" for number in range(1000)]
 MANY_NETWORK = "mobilenet_v3_small"
 PAGE_SAMPLES, PAGE_P99 = 2000, 0.01  # bars: of a page of metrics.WORKERS workers with many classes; seconds
 SCRAPES = 400
@@ -40,7 +40,7 @@ def measure(image: Path, rounds: int, seconds: int) -> bool:
     for name in NETWORKS:
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             bundle = Path(folder) / "bundle"
-            made = _make(name, bundle, len(CLASSES))
+            made = _make(name, bundle, CLASSES)
             systems = {"lab": lab(bundle, name), "ours": _ours(name, bundle)}
             cpu: Dict[str, List[float]] = {key: [] for key in systems}
             memory: Dict[str, List[float]] = {key: [] for key in systems}
@@ -63,7 +63,7 @@ def measure(image: Path, rounds: int, seconds: int) -> bool:
     samples, p99 = _page_of_many_classes(image.read_bytes())
     is_cheap = samples <= PAGE_SAMPLES and p99 <= PAGE_P99
     print(
-        f"page of {metrics.WORKERS} workers with {MANY} classes: {samples} samples, at most {PAGE_SAMPLES}; "
+        f"page of {metrics.WORKERS} workers with {len(MANY)} classes: {samples} samples, at most {PAGE_SAMPLES}; "
         f"p99 {1e3 * p99:.1f} ms, at most {1e3 * PAGE_P99:.0f}: {'met' if is_cheap else 'MISSED'}"
     )
     return equal and mean <= BAR and is_cheap
@@ -85,8 +85,8 @@ def _page_of_many_classes(image: bytes) -> Tuple[int, float]:
     return sum(not line.startswith("#") for line in page.splitlines()), quantiles(seconds, n=100)[98]
 
 
-def _make(name: str, bundle: Path, classes: int) -> Dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.models", name, str(bundle), str(classes)]
+def _make(name: str, bundle: Path, classes: Sequence[str]) -> Dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.models", name, str(bundle), *classes]
     environment = {**os.environ, "PYTHONPATH": str(TORCHVISION)}
     printed = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, check=True).stdout
     found: Dict[str, Any] = json.loads(printed.splitlines()[-1])
@@ -115,10 +115,7 @@ def main() -> None:
     from model_server.model.classifier import Classifier  # noqa: PLC0415
     from model_server.model.loading import to_safetensors  # noqa: PLC0415
 
-    name, bundle = sys.argv[1], Path(sys.argv[2])
-    classes = (
-        CLASSES if int(sys.argv[3]) == len(CLASSES) else [f"class-{number:04}" for number in range(int(sys.argv[3]))]
-    )
+    name, bundle, classes = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
     torch.manual_seed(0)
     network = get_model(name, weights=None, num_classes=len(classes)).eval()
     for parameter in network.parameters():

@@ -127,10 +127,11 @@ onnx_installed() {
   [ -e "$TORCHVISION/onnxruntime" ] || step "ONNX Runtime is installed into $TORCHVISION" install_onnx
 }
 
-# A browser, for the tests of Locust's page.
-install_browser() {
-  as_root apt-get update --quiet && as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends chromium chromium-driver
+install_packages() { # PACKAGE...
+  as_root apt-get update --quiet && as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends "$@"
 }
+
+# A browser, for the tests of Locust's page.
 browser_installed() {
-  command -v chromedriver >/dev/null || { apt-cache show chromium-driver >/dev/null 2>&1 && step "Chromium is installed" install_browser; }
+  command -v chromedriver >/dev/null || { apt-cache show chromium-driver >/dev/null 2>&1 && step "Chromium is installed" install_packages chromium chromium-driver; }
 }

@@ -74,13 +74,9 @@ def _caption(sample: Sample) -> List[str]:
     if confidence is not None:
         said = f"{said[: LETTERS - 6]} {confidence:.2f}"
     why = ", ".join(answer.get("outlying", ())) or sample.reason.value
+    lines = (said, why, sample.name[-SHORT:])  # by the last, people find its files
     # The font that comes with Pillow may have Latin letters alone.
-    return [line[:LETTERS].encode("latin-1", "replace").decode("latin-1") for line in (said, why, short_name(sample))]
-
-
-def short_name(sample: Sample) -> str:
-    """Return the end of a sample's name, by which people find it."""
-    return sample.name[-SHORT:]
+    return [line[:LETTERS].encode("latin-1", "replace").decode("latin-1") for line in lines]
 
 
 def _thumbnail(sample: Sample) -> Optional[Image.Image]:

@@ -24,7 +24,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a JPEG, but for those w
 _SEQUENTIAL = frozenset({0xC0, 0xC1})  # the marker of a frame, with the number of its components 9 bytes on
 _START_OF_SCAN = 0xDA
 _END_OF_IMAGE = 0xD9
-_PNG = b"\x89PNG\r\n\x1a\n"
+PNG = b"\x89PNG\r\n\x1a\n"
 _PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 _BITS_PER_SAMPLE, _TILE_WIDTH, _TILE_LENGTH = 258, 322, 323  # tags of a TIFF
 
@@ -57,10 +57,10 @@ def png_without_extras(data: bytes, max_chunks: Optional[int] = None) -> bytes:
     Raises:
         ImageTooLargeError: it has more than `max_chunks`; the smallest takes 12 bytes, and each some work.
     """
-    if not data.startswith(_PNG):
+    if not data.startswith(PNG):
         return data
     view, kept = memoryview(data), bytearray()
-    begin, position, chunks = 0, len(_PNG), 0  # what lies between the two is to be kept
+    begin, position, chunks = 0, len(PNG), 0  # what lies between the two is to be kept
     while position < len(data):
         chunks += 1
         if max_chunks is not None and chunks > max_chunks:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from model_server.model.image_files import (
+    PNG,
     ImageTooLargeError,
     UndecodableImageError,
     UnsupportedImageError,
@@ -20,7 +21,7 @@ from model_server.model.preprocessing import LARGE, ORIENTATION, UPRIGHT, decode
 MAX_PARTS = 4096  # of a file: segments or chunks; each is some work in Python, and cameras make some dozens
 TURNED = ("JPEG", "WEBP", "TIFF")  # a PNG is decoded without its EXIF data, and Pillow would decode it to find them
 UNKNOWN = ".bin"  # suffix of bytes whose container cannot be parsed
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)  # but for those within a scan
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 # Tables, frames and scans: whatever else a JPEG has, applications put there.
@@ -50,7 +51,7 @@ def strip_metadata(data: bytes) -> Stripped:
     """
     if data.startswith(_JPEG):
         return Stripped(_jpeg(data), ".jpg")
-    if data.startswith(_PNG):
+    if data.startswith(PNG):
         return Stripped(png_without_extras(data, MAX_PARTS), ".png")
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return Stripped(_webp(data), ".webp")
