@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, List, Mapping, Sequence
 
 RESULTS = Path(__file__).parent / "results.json"
 README = Path(__file__).parent / "README.md"
@@ -44,18 +44,27 @@ BARS = (
 )
 
 
-def judge(values: Mapping[str, float]) -> List[Dict[str, Any]]:
+def judge(values: Mapping[str, float], bars: Sequence[Bar] = BARS) -> List[Dict[str, Any]]:
     """Compare measured values with the bars of the same names.
 
     Raises:
         KeyError: a value is missing.
     """
-    return [bar.judge(values[bar.name]) for bar in BARS]
+    return [bar.judge(values[bar.name]) for bar in bars]
 
 
 def is_met(figure: Mapping[str, Any]) -> bool:
     met: bool = figure["value"] <= figure["bar"] if figure["better"] == "lower" else figure["value"] >= figure["bar"]
     return met
+
+
+def show(figures: List[Dict[str, Any]]) -> bool:
+    """Print a line for each figure, and return whether all bars are met."""
+    for figure in figures:
+        at = "at most" if figure["better"] == "lower" else "at least"
+        verdict = "met" if is_met(figure) else "MISSED"
+        print(f"{figure['name']:<53} {figure['value']:8.3g} {figure['unit']:<7} {at} {figure['bar']:<6g} {verdict}")
+    return all(map(is_met, figures))
 
 
 def markdown(figures: List[Dict[str, Any]]) -> str:

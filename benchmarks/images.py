@@ -11,7 +11,7 @@ import time
 from functools import partial
 from multiprocessing import get_context
 from random import Random
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple, Union
 
 from PIL import Image
 
@@ -107,15 +107,15 @@ def cost(data: bytes) -> Tuple[float, float]:
 
 
 def _decode(data: bytes) -> Tuple[float, float]:
-    idle = _memory("VmRSS")
+    idle = memory("VmRSS")
     began = time.process_time()
     resize_and_crop(load(open_image(data, MAX_PIXELS)), Scaling(224))
-    return time.process_time() - began, _memory("VmHWM") - idle
+    return time.process_time() - began, memory("VmHWM") - idle
 
 
-def _memory(field: str) -> float:
-    """Return a field of the process's status in MB: VmRSS is what it has, VmHWM the most that it had."""
-    with open("/proc/self/status", encoding="ascii") as file:
+def memory(field: str, process: Union[int, str] = "self") -> float:
+    """Return a field of a process's status in MB: VmRSS is what it has, VmHWM the most that it had."""
+    with open(f"/proc/{process}/status", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(field)) * 1024 / 1e6
 
 
@@ -154,11 +154,11 @@ def _judged(small: bytes) -> Iterator[bool]:
     for kind in KINDS:
         for content in CONTENTS:
             side, data = largest(kind, content)
-            seconds, memory = min(cost(data) for _ in range(2))
-            met = seconds <= CPU_BAR and memory <= MEMORY_BAR
+            seconds, megabytes = min(cost(data) for _ in range(2))
+            met = seconds <= CPU_BAR and megabytes <= MEMORY_BAR
             file = f"{side}×{side}, {len(data) / 1e6:.1f} MB"
             verdict = "" if met else "ABOVE THE BAR"
-            print(f"{kind:<22} {content:<9} {file:<20} {seconds:5.2f} s CPU {memory:5.0f} MB {verdict}", flush=True)
+            print(f"{kind:<22} {content:<9} {file:<20} {seconds:5.2f} s CPU {megabytes:5.0f} MB {verdict}", flush=True)
             yield met
             if kind in SLOW and content == "noise":
                 yield _timed(kind, data, small)

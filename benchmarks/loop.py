@@ -1,9 +1,10 @@
 """The lower limit: the model server's decoding, preprocessing and forward pass in a plain loop, without HTTP.
 
-`python -m benchmarks.loop DECODING SECONDS IMAGE` prints the CPU seconds per image and the class, as JSON.
+`python -m benchmarks.loop DECODING SECONDS IMAGE BUNDLE` prints the CPU seconds per image and the class, as JSON.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,23 +12,26 @@ from pathlib import Path
 from statistics import mean
 from typing import Tuple
 
-from benchmarks.servers import BUNDLE, REPOSITORY, WORKERS
+from benchmarks.servers import BUNDLE, REPOSITORY, TORCHVISION, WORKERS
 from model_server.model.preprocessing import decoding_of, load, open_image
 
 MAX_PIXELS = 50_000_000
 WARM_UP = 15  # batches
 
 
-def measure(decoding: str, image: Path, seconds: float) -> Tuple[float, str]:
+def measure(decoding: str, image: Path, seconds: float, bundle: Path = BUNDLE) -> Tuple[float, str]:
     """Return the CPU seconds per image and the class; as many loops run at once as a server has workers.
 
     Raises:
         subprocess.CalledProcessError: a loop failed; its error is on standard error.
     """
-    command = [sys.executable, "-m", "benchmarks.loop", decoding, str(seconds), str(image)]
+    command = [sys.executable, "-m", "benchmarks.loop", decoding, str(seconds), str(image), str(bundle)]
+    environment = {**os.environ, "PYTHONPATH": str(TORCHVISION)}  # the engine of a bundle may be there
     loops = []
     try:
-        loops = [subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) for _ in range(WORKERS)]
+        loops = [
+            subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE) for _ in range(WORKERS)
+        ]
         printed = [loop.communicate()[0] for loop in loops]
     finally:
         for loop in loops:
@@ -45,7 +49,7 @@ def main() -> None:
     from model_server.model.classifier import Classifier  # noqa: PLC0415
 
     decoding, seconds, image = sys.argv[1], float(sys.argv[2]), Path(sys.argv[3]).read_bytes()
-    classifier = Classifier(read_bundle(BUNDLE))
+    classifier = Classifier(read_bundle(Path(sys.argv[4])))
     how = decoding_of(classifier.manifest, decoding)
 
     def classify() -> str:

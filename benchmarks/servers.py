@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Collection, Dict, Iterator, List, Optional, Sequence
 
@@ -27,11 +27,12 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class System:
-    """A server that can be started: `arguments` are gunicorn's, `environment` is added to the current one."""
+    """A server that can be started: `arguments` are its module's, `environment` is added to the current one."""
 
     name: str
     arguments: Sequence[str]
     environment: Dict[str, str] = field(default_factory=dict)
+    module: str = "gunicorn"
 
 
 def ours(name: str, bundle: Path = BUNDLE, app: str = "", **settings: str) -> System:
@@ -55,6 +56,11 @@ def lab(bundle: Path = BUNDLE, network: str = "") -> System:
     return System("lab", arguments, environment)
 
 
+def litserve(bundle: Path, network: str) -> System:
+    """The lab's network under LitServe, with its batches."""
+    return replace(lab(bundle, network), name="LitServe", arguments=[], module="benchmarks.litserve_app")
+
+
 class Server:
     """A running system. `cold_start` is the time in seconds from its start to the first 200 of /predict."""
 
@@ -64,10 +70,13 @@ class Server:
         self._process = process
 
     def processes(self) -> List[int]:
-        """Return the process ids of gunicorn's master (first) and of its workers."""
-        master = self._process.pid
-        children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-        return [master, *map(int, children)]
+        """Return the process ids of the master (first), of its workers, and of theirs."""
+        found = [self._process.pid]
+        for process in found:  # grows meanwhile
+            with contextlib.suppress(OSError):  # it has just ended
+                for children in Path(f"/proc/{process}/task").glob("*/children"):
+                    found += map(int, children.read_text().split())
+        return found
 
     def cpu_seconds(self) -> float:
         """Return the CPU time, user and system, of the process tree; workers that have exited are included."""
@@ -107,7 +116,7 @@ def running(
             "PROMETHEUS_MULTIPROC_DIR": str(metrics),
             **system.environment,
         }
-        command = [sys.executable, "-m", "gunicorn", *system.arguments]
+        command = [sys.executable, "-m", system.module, *system.arguments]
         command += ["--workers", str(workers), "--bind", f"127.0.0.1:{port}"]
         started = time.monotonic()
         if cpus is not None:
