@@ -1,6 +1,7 @@
 """The network of `lab_app` under LitServe, with its batches: `python -m benchmarks.litserve_app`.
 
 As LitServe's documentation has it: a worker process decodes and scales what waits, and stacks it for one forward pass.
+`lab_app` holds torch to one thread in each.
 """
 
 import argparse
@@ -18,9 +19,6 @@ MAX_BATCH, BATCH_TIMEOUT = 8, 0.01  # images; seconds that the first one waits f
 
 
 class Classifier(litserve.LitAPI):  # type: ignore[misc] # has no types
-    def setup(self, device: str) -> None:
-        torch.set_num_threads(1)
-
     def decode_request(self, request: Request) -> Tensor:
         form: Any = request  # which LitServe has read
         scaled: Tensor = preprocess(Image.open(form["file"].file).convert("RGB"))

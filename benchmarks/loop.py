@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Tuple
 
-from benchmarks.servers import BUNDLE, REPOSITORY, TORCHVISION, WORKERS
+from benchmarks.servers import BUNDLE, REPOSITORY, WITH_TORCHVISION, WORKERS
 from model_server.model.preprocessing import decoding_of, load, open_image
 
 MAX_PIXELS = 50_000_000
@@ -26,7 +26,7 @@ def measure(decoding: str, image: Path, seconds: float, bundle: Path = BUNDLE) -
         subprocess.CalledProcessError: a loop failed; its error is on standard error.
     """
     command = [sys.executable, "-m", "benchmarks.loop", decoding, str(seconds), str(image), str(bundle)]
-    environment = {**os.environ, "PYTHONPATH": str(TORCHVISION)}  # the engine of a bundle may be there
+    environment = {**os.environ, **WITH_TORCHVISION}  # the engine of a bundle may be there
     loops = []
     try:
         loops = [

@@ -1,7 +1,7 @@
 """Users' own models: networks of torchvision, beside the lab's app and LitServe with the same: `script/bench models`.
 
-`python -m benchmarks.models NAME DIRECTORY CLASS...` writes the bundle of a network with random weights, and prints how
-its logits differ from torchvision's, as JSON.
+`python -m benchmarks.models NAME DIRECTORY DRAWINGS CLASS...` writes the bundle of a network with random weights, and
+prints how its logits and classes differ from torchvision's on so many drawings, as JSON.
 """
 
 import json
@@ -21,7 +21,7 @@ from benchmarks import loop, metrics
 from benchmarks.figures import Bar, judge, show
 from benchmarks.images import memory
 from benchmarks.load import Connection, multipart, one_by_one, photo, predict
-from benchmarks.servers import REPOSITORY, TORCHVISION, System, lab, litserve, ours, running
+from benchmarks.servers import REPOSITORY, WITH_TORCHVISION, System, lab, litserve, ours, running
 
 CLASSES = ("apple", "grapes", "lemon")
 SIZE = 224
@@ -130,7 +130,7 @@ def _load(system: System, image: bytes, seconds: int, measured: Dict[str, List[f
 
 def _ours(name: str, bundle: Path) -> System:
     own = ours(name, bundle, max_queue_seconds="100")
-    return replace(own, environment={**own.environment, "PYTHONPATH": str(TORCHVISION)})
+    return replace(own, environment={**own.environment, **WITH_TORCHVISION})
 
 
 def _photo(rounds: int) -> Dict[str, float]:
@@ -168,7 +168,7 @@ def _page_of_many_classes(image: bytes) -> Dict[str, float]:
 
 def _make(name: str, bundle: Path, classes: Sequence[str], drawings: int) -> Dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.models", name, str(bundle), str(drawings), *classes]
-    environment = {**os.environ, "PYTHONPATH": str(TORCHVISION)}
+    environment = {**os.environ, **WITH_TORCHVISION}
     printed = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, check=True).stdout
     found: Dict[str, Any] = json.loads(printed.splitlines()[-1])
     return found

@@ -12,31 +12,25 @@ from random import Random
 from statistics import median
 from typing import List
 
+from benchmarks.figures import Bar, judge, show
 from benchmarks.servers import BUNDLE, CACHE, REPOSITORY
 
 OLD_PYTHON = CACHE / "python3.8" / "bin" / "python"  # script/bench makes it
 SIZES = ((640, 480), (1920, 1080))
-BAR = 1.2
 WARM_UP, COUNT = 20, 100  # images
+BARS = tuple(
+    Bar(f"CPU time of preprocessing {width}×{height}, to this Python's", 1.2, "lower", "ratio")
+    for width, height in SIZES
+)
 
 
 def measure(rounds: int) -> bool:
-    """Print what preprocessing costs on CPython 3.8 to this Python, in turns, and return whether it meets the bar."""
-    new: List[List[float]] = []
-    old: List[List[float]] = []
-    for _ in range(rounds):
-        new.append(_run(Path(sys.executable)))
-        old.append(_run(OLD_PYTHON))
-    met = True
-    for number, (width, height) in enumerate(SIZES):
-        own, before = (median(each[number] for each in found) for found in (new, old))
-        met = met and before / own <= BAR
-        verdict = "met" if before / own <= BAR else "MISSED"
-        print(
-            f"{width}×{height}: {before * 1e3:.2f} ms CPU on CPython 3.8, {own * 1e3:.2f} on this one: "
-            f"{before / own:.2f}, at most {BAR}: {verdict}"
-        )
-    return met
+    """Print what preprocessing costs on CPython 3.8 to this Python, in turns, and return whether it meets the bars."""
+    pairs = [(_run(OLD_PYTHON), _run(Path(sys.executable))) for _ in range(rounds)]
+    old, new = ([median(sizes) for sizes in zip(*found)] for found in zip(*pairs))
+    for (width, height), before, own in zip(SIZES, old, new):
+        print(f"{width}×{height}: {before * 1e3:.2f} ms CPU on CPython 3.8, {own * 1e3:.2f} on this one")
+    return show(judge({bar.name: before / own for bar, before, own in zip(BARS, old, new)}, BARS))
 
 
 def _run(python: Path) -> List[float]:

@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
 CACHE = REPOSITORY / ".cache" / "bench"
 BUNDLE = CACHE / "bundle"
 TORCHVISION = CACHE / "torchvision"  # and what else is installed beside the virtual environment: script/steps.sh
+WITH_TORCHVISION = {"PYTHONPATH": str(TORCHVISION)}  # environment of what uses it
 WORKERS = 2
 READY_SECONDS = 60
 STOP_SECONDS = 20
@@ -50,7 +51,7 @@ def lab(bundle: Path = BUNDLE, network: str = "") -> System:
         network: the one of torchvision that they belong to; empty: the lab's own.
     """
     arguments = ["benchmarks.lab_app:app", "--worker-class", "uvicorn_worker.UvicornWorker"]
-    environment = {"LAB_WEIGHTS": str(bundle / "weights.safetensors"), "PYTHONPATH": str(TORCHVISION)}
+    environment = {"LAB_WEIGHTS": str(bundle / "weights.safetensors"), **WITH_TORCHVISION}
     if network:
         environment["LAB_NETWORK"] = network
     return System("lab", arguments, environment)
