@@ -7,6 +7,9 @@ LOGS=.cache/logs
 mkdir -p "$LOGS"
 # Debian installs dockerd in /usr/sbin, which is not on a plain user's PATH.
 export PATH="$PWD/.venv/bin:$PWD/.cache/bin:$PATH:/usr/sbin:/sbin"
+# Where a machine keeps its interpreters from writing bytecode, each of the hundreds that start here takes twice as long.
+unset PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX=$PWD/.cache/bytecode
 
 # Prints the comment at the top of the calling script.
 help() { sed -n '2,/^[^#]/{/^#/!q;s/^# \{0,1\}//p}' "$SCRIPT"; }

@@ -193,17 +193,32 @@ _pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, 
 def rgbx(image: Image.Image) -> Any:
     """Return a buffer of an RGB image's pixels, row by row, 4 bytes each, the last without a meaning; only to be read.
 
-    The memory is Pillow's own. The pixels are copied only if Pillow keeps them in several blocks (above 4 megapixels),
-    or is older than 11.2.
+    The memory is Pillow's own. The pixels are copied only if Pillow keeps them in several blocks (above 4 megapixels).
     """
+    address, owner = _exported(image) if hasattr(image, "__arrow_c_array__") else _rows(image)
+    if address is None:
+        return bytearray(image.tobytes("raw", "RGBX"))
+    buffer: Any = (ctypes.c_uint8 * (4 * image.width * image.height)).from_address(address)
+    buffer.owner = owner  # it keeps Pillow's memory alive
+    return buffer
+
+
+def _exported(image: Image.Image) -> Tuple[Optional[int], Any]:
+    """Return where the pixels of an image are, and what keeps them there; None: in several places."""
     try:
         _, capsule = image.__arrow_c_array__()
-    except (AttributeError, ValueError):
-        return bytearray(image.tobytes("raw", "RGBX"))
+    except ValueError:
+        return None, None
     pixels = _ArrowArray.from_address(_pointer_of(capsule, b"arrow_array")).children[0].contents
-    buffer: Any = (ctypes.c_uint8 * (4 * image.width * image.height)).from_address(pixels.buffers[1])
-    buffer.owner = capsule  # the capsule keeps Pillow's memory alive
-    return buffer
+    return pixels.buffers[1], capsule
+
+
+def _rows(image: Image.Image) -> Tuple[Optional[int], Any]:
+    """The same for Pillow before 11.2, which has an array of the rows' addresses: CPython 3.8 gets no later one."""
+    pointers = dict(image.im.unsafe_ptrs)
+    rows = ctypes.cast(pointers["image32"], ctypes.POINTER(ctypes.c_void_p))[: image.height]
+    first, length = rows[0], 4 * image.width
+    return (first, image.im) if rows == [*range(first, first + length * len(rows), length)] else (None, None)
 
 
 def resize_and_crop(image: Image.Image, scaling: Scaling) -> Image.Image:
