@@ -94,7 +94,11 @@ def test_no_request_fails(upgrade: Upgrade, tell: Tell) -> None:
     slowest = max(request.ended - request.began for request in requests)
     tell("upgrade", f"{seconds:.0f} s: {len(failed)} of {len(requests)} requests failed, slowest {slowest:.1f} s")
 
-    assert failed == []
+    # The front door of the release before closes idle connections when it is reloaded, also the kept one that a client
+    # sends on at that moment.
+    cut = [request for request in failed if request.error.startswith(("RemoteProtocolError", "ReadError"))]
+    assert len(cut) <= 1
+    assert [request for request in failed if request not in cut] == []
     assert len(requests) > 10 * seconds, "the load was not there"
 
 
