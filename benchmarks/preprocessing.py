@@ -1,4 +1,4 @@
-"""Preprocessing on CPython 3.8, whose last Pillow hands out copies only: `script/bench preprocessing`.
+"""Preprocessing on CPython 3.8, whose last Pillow has no official way to its pixels: `script/bench preprocessing`.
 
 `python -m benchmarks.preprocessing` prints the CPU seconds per image of each size, as JSON.
 """

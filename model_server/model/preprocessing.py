@@ -215,10 +215,11 @@ def _exported(image: Image.Image) -> Tuple[Optional[int], Any]:
 
 def _rows(image: Image.Image) -> Tuple[Optional[int], Any]:
     """The same for Pillow before 11.2, which has an array of the rows' addresses: CPython 3.8 gets no later one."""
-    pointers = dict(image.im.unsafe_ptrs)
-    rows = ctypes.cast(pointers["image32"], ctypes.POINTER(ctypes.c_void_p))[: image.height]
-    first, length = rows[0], 4 * image.width
-    return (first, image.im) if rows == [*range(first, first + length * len(rows), length)] else (None, None)
+    width, height = image.size
+    rows = ctypes.cast(dict(image.im.unsafe_ptrs)["image32"], ctypes.POINTER(ctypes.c_void_p))
+    # In a block each row begins where the one before ends.
+    is_one_block = width * height <= LARGE and rows[height - 1] - rows[0] == 4 * width * (height - 1)
+    return (rows[0], image.im) if is_one_block else (None, None)
 
 
 def resize_and_crop(image: Image.Image, scaling: Scaling) -> Image.Image:
