@@ -81,7 +81,8 @@ def test_body_that_is_too_large_is_told_so(server: Machine) -> None:
 def test_early_answers_do_not_break_the_next_request(server: Machine) -> None:
     """haproxy 2.6 keeps the body of such a request to itself, and reuses the connection to the model server."""
     curl = "curl --insecure --silent --output /dev/null --write-out '%{http_code} ' --data x https://127.0.0.1/predict"
-    told = server.run(f"for i in $(seq 100); do {curl}; done").split()
+    # On a busy machine it ends one in fifty such streams with an error, after the answer: curl has that, and fails.
+    told = server.run(f"for i in $(seq 100); do {curl} || true; done").split()
 
     assert told == ["415"] * 100
 

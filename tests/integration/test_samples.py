@@ -156,4 +156,5 @@ def test_a_directory_that_cannot_be_written_is_counted_and_harmless(server: Mach
 
     before = model_server.counters()["samples_failed_total"]
     wait_until(fails, timeout=20, what="a sample that could not be kept")
-    assert "An image could not be kept as a sample" in server.journal("model-server", "-2min", 200)
+    said = "An image could not be kept as a sample"  # the journal may have it later than the page
+    wait_until(lambda: said in server.journal("model-server", "-2min", 200), timeout=10, what=said)
