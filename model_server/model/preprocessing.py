@@ -195,31 +195,32 @@ def rgbx(image: Image.Image) -> Any:
 
     The memory is Pillow's own. The pixels are copied only if Pillow keeps them in several blocks (above 4 megapixels).
     """
-    address, owner = _exported(image) if hasattr(image, "__arrow_c_array__") else _rows(image)
-    if address is None:
+    found = _exported(image) if hasattr(image, "__arrow_c_array__") else _rows(image)
+    if found is None:
         return bytearray(image.tobytes("raw", "RGBX"))
+    address, owner = found
     buffer: Any = (ctypes.c_uint8 * (4 * image.width * image.height)).from_address(address)
     buffer.owner = owner  # it keeps Pillow's memory alive
     return buffer
 
 
-def _exported(image: Image.Image) -> Tuple[Optional[int], Any]:
+def _exported(image: Image.Image) -> Optional[Tuple[int, Any]]:
     """Return where the pixels of an image are, and what keeps them there; None: in several places."""
     try:
         _, capsule = image.__arrow_c_array__()
     except ValueError:
-        return None, None
+        return None
     pixels = _ArrowArray.from_address(_pointer_of(capsule, b"arrow_array")).children[0].contents
     return pixels.buffers[1], capsule
 
 
-def _rows(image: Image.Image) -> Tuple[Optional[int], Any]:
+def _rows(image: Image.Image) -> Optional[Tuple[int, Any]]:
     """The same for Pillow before 11.2, which has an array of the rows' addresses: CPython 3.8 gets no later one."""
     width, height = image.size
     rows = ctypes.cast(dict(image.im.unsafe_ptrs)["image32"], ctypes.POINTER(ctypes.c_void_p))
     # In a block each row begins where the one before ends.
     is_one_block = width * height <= LARGE and rows[height - 1] - rows[0] == 4 * width * (height - 1)
-    return (rows[0], image.im) if is_one_block else (None, None)
+    return (rows[0], image.im) if is_one_block else None
 
 
 def resize_and_crop(image: Image.Image, scaling: Scaling) -> Image.Image:
