@@ -5,7 +5,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from heapq import nlargest
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Protocol, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Protocol, Sequence, Union
 
 from fastapi import HTTPException, Request
 from PIL import Image
@@ -19,7 +19,7 @@ from model_server.metrics.predictions import ModelMetrics, Reason, RequestTiming
 from model_server.model.accuracy import Accuracy, confidence_bin
 from model_server.model.bundle import Manifest
 from model_server.model.preprocessing import LARGE, decoding_of
-from model_server.model.reference import Reference
+from model_server.model.reference import Observation, Reference
 from model_server.model_routes import ModelName, name_of
 from model_server.samples import Answered, Samples
 from model_server.server.batches import Batches
@@ -31,6 +31,8 @@ from model_server.upload import CLIENT_CLOSED_REQUEST, FIELD, Problem, RejectedI
 
 if TYPE_CHECKING:  # the import of torch takes seconds
     from torch import Tensor
+
+    from model_server.metrics.predictions import ModelAnswer
 
 
 class ImageClassifier(Protocol):
@@ -53,7 +55,7 @@ class ImageClassifier(Protocol):
     @property
     def batch_size(self) -> int: ...
 
-    def classify_batch(self, images: "Sequence[Tensor]") -> "Sequence[Tuple[str, float, Tensor]]": ...
+    def classify_batch(self, images: "Sequence[Tensor]") -> "Sequence[ModelAnswer]": ...
 
 
 class ClassConfidence(BaseModel):
@@ -218,15 +220,16 @@ class Predictor:
 
         samples = None if is_probe or request.scope.get("self_check") else self._samples
         try:
-            pixels, (likely_class, confidence, logits) = await self._batches.predict(prepare, timings.lap)
+            pixels, answered = await self._batches.predict(prepare, timings.lap)
         except RejectedInputError as error:
             if samples is not None:
                 samples.reject(upload.data, request, error)
             raise
+        likely_class, confidence, logits, _ = answered
         _refuse_if(is_gone())
-        observation: Sequence[Union[float, str]] = ()
+        observation: Observation = ()
         if not is_probe:
-            observation = self._metrics.predict(timings, pixels, likely_class, confidence, logits)
+            observation = self._metrics.predict(timings, pixels, answered)
             self.copies.offer(upload.data, likely_class)
         answer: Dict[str, Any] = {
             "filename": upload.filename,
@@ -241,8 +244,7 @@ class Predictor:
         if samples is not None:
             samples.judge(Answered(upload.data, request, prediction_id, likely_class, confidence), observation)
         if top:
-            likeliest = nlargest(top, zip(self._model.manifest.classes, logits.softmax(0).tolist()), key=itemgetter(1))
-            answer["predictions"] = [{"class": name, "confidence": _or_null(each)} for name, each in likeliest]
+            answer["predictions"] = _likeliest(top, self._model.manifest.classes, logits)
         if request.scope["query_string"] and request.query_params.get("details", "false") in DETAILS:
             answer["id"], answer["model"] = prediction_id, self._named
             answer["confidence"] = _or_null(confidence)
@@ -260,6 +262,11 @@ def _wanted_classes(request: Request) -> int:
         request.scope["problem"] = sentence
         raise HTTPException(400, sentence)
     return int(top)
+
+
+def _likeliest(count: int, classes: Sequence[str], logits: "Tensor") -> List[Dict[str, Union[str, float, None]]]:
+    likeliest = nlargest(count, zip(classes, logits.softmax(0).tolist()), key=itemgetter(1))
+    return [{"class": name, "confidence": _or_null(confidence)} for name, confidence in likeliest]
 
 
 def _or_null(confidence: float) -> Optional[float]:

@@ -10,7 +10,7 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
-from typing import Any, Dict, NamedTuple, Optional, Sequence, Union
+from typing import Any, Dict, NamedTuple, Optional, Sequence
 
 from fastapi import Request
 
@@ -20,7 +20,7 @@ from model_server.metrics.samples import SampleMetrics, SampleReason
 from model_server.model.bundle import Manifest
 from model_server.model.image_files import ImageTooLargeError
 from model_server.model.metadata import orientation_of, strip_metadata
-from model_server.model.reference import Reference
+from model_server.model.reference import Observation, Reference
 from model_server.server.ring import Ring
 from model_server.upload import RejectedInputError
 
@@ -66,7 +66,7 @@ class Samples:
         self._is_writing, self._is_failing = False, False
         self._failures = LimitedLog("times", lines=1)
 
-    def judge(self, answered: Answered, observation: Sequence[Union[float, str]]) -> None:
+    def judge(self, answered: Answered, observation: Observation) -> None:
         """Keep the image if it is outlying or uncertain; without an observation, outliers are not looked for."""
         outlying = self._reference.outlying(observation) if observation and self._reference is not None else []
         reasons = [SampleReason.OUTLYING] if outlying else []

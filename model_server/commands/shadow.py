@@ -99,7 +99,7 @@ class Judge:
             ends.append(time.thread_time())
             pixels = self._classifier.preprocess(decoded)
             ends.append(time.thread_time())
-            ((likely_class, confidence, _),) = self._classifier.classify_batch([pixels])
+            ((likely_class, confidence, *_),) = self._classifier.classify_batch([pixels])
             ends.append(time.thread_time())
         except Exception as error:  # of the model that is tried; it must not end the comparison
             self.metrics.fail()

@@ -1,4 +1,4 @@
-"""What is watched of each request: four measures of the pixels that the model sees, and four of its answer.
+"""What is watched of each request: four measures of the pixels that the model sees, and what the model makes of them.
 
 All are cheap on purpose: the pixels are measured at 900 points at most, whatever the size of the image.
 """
@@ -57,7 +57,7 @@ def measure(pixels: Tensor) -> Tuple[float, float, float, float]:
     return brightness, contrast, saturation, sharpness
 
 
-def observe(pixels: Tensor, likely_class: str, confidence: float, logits: Tensor) -> Observation:
+def observe(pixels: Tensor, likely_class: str, confidence: float, logits: Tensor, projections: Tensor) -> Observation:
     """Measure a preprocessed image, and join the model's answer to it: the values of `FEATURES`, in their order.
 
     Energy is the log-sum-exp of the logits (Liu et al., 2020, "Energy-based Out-of-distribution Detection", without its
@@ -65,7 +65,8 @@ def observe(pixels: Tensor, likely_class: str, confidence: float, logits: Tensor
     their pixels look as ever, and where the confidence stays at 1.
     """
     likeliest, second = logits.topk(2).values.tolist()
-    return (*measure(pixels), confidence, logits.logsumexp(0).item(), likeliest - second, likely_class)
+    numbers = (*measure(pixels), confidence, logits.logsumexp(0).item(), likeliest - second)
+    return (*numbers, likely_class, *projections.tolist())
 
 
 @lru_cache(maxsize=4)

@@ -5,7 +5,7 @@ import random
 import time
 from enum import Enum
 from itertools import product
-from typing import TYPE_CHECKING, Dict, Iterable, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Dict, Iterable, Optional, Sequence, Tuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -15,11 +15,14 @@ from model_server.metrics.classes import ClassSeries
 from model_server.metrics.samples import SampleMetrics
 from model_server.model.accuracy import CONFIDENCES, Accuracy, confidence_bin
 from model_server.model.bundle import Manifest
-from model_server.model.reference import FEATURES, Reference
+from model_server.model.reference import FEATURES, Observation, Reference
 from model_server.settings import CLASS_SERIES, Settings
 
 if TYPE_CHECKING:  # the import of torch takes seconds
     from torch import Tensor
+
+    # The likely class, its confidence, the logits of all classes and the projections of the layer before the last.
+    ModelAnswer = Tuple[str, float, Tensor, Tensor]
 
 STAGES = ("read", "queue", "decode", "preprocess", "forward")  # in the order of a request
 UNKNOWN_KEY = "unknown"  # the name of a key that the server does not know
@@ -195,10 +198,9 @@ class ModelMetrics:
         self._depth.set(depth)
         self._wait.set(wait)
 
-    def predict(
-        self, timings: RequestTimings, pixels: "Tensor", likely_class: str, confidence: float, logits: "Tensor"
-    ) -> Sequence[Union[float, str]]:
+    def predict(self, timings: RequestTimings, pixels: "Tensor", answer: "ModelAnswer") -> Observation:
         """Record a prediction: what the model saw, and what it said; return its features, if they were measured."""
+        likely_class, confidence, *_ = answer
         if math.isnan(confidence):  # of a broken model; the sum of the histogram would be NaN from then on
             confidence = 0.0
         count, confidences = self._classes[likely_class]
@@ -208,7 +210,7 @@ class ModelMetrics:
             self._expected_right.inc(self._expected[confidence_bin(confidence)])
         if self._features is None:
             return ()
-        return self._features.observe(timings.received, pixels, likely_class, confidence, logits)
+        return self._features.observe(timings.received, pixels, (likely_class, confidence, *answer[2:]))
 
 
 class _FeatureMetrics:
@@ -237,14 +239,12 @@ class _FeatureMetrics:
             for bin_ in ratios
         }
 
-    def observe(
-        self, received: float, pixels: "Tensor", likely_class: str, confidence: float, logits: "Tensor"
-    ) -> Sequence[Union[float, str]]:
+    def observe(self, received: float, pixels: "Tensor", answer: "ModelAnswer") -> Observation:
         if received < self._due:
             return ()
         self._due = time.perf_counter() + random.uniform(0, 2 * SAMPLE_INTERVAL)
-        class_bin = self._class_bins[likely_class]
-        values: Sequence[Union[float, str]] = self._observe(pixels, class_bin, confidence, logits)
+        likely_class, confidence, logits, projections = answer
+        values = self._observe(pixels, self._class_bins[likely_class], confidence, logits, projections)
         for feature, value in zip(FEATURES, values):
             if feature in self._known:
                 self._observed[feature, self._bin(feature, value)].inc()

@@ -23,12 +23,14 @@ PANORAMA = 4  # ratio of the sides above which Pillow scales faster
 class Classification(NamedTuple):
     """What the model says of an image; `confidence` is the softmax of the likely class, 0..1.
 
-    `logits` are the model's outputs: float32 of shape (classes,).
+    `logits` are the model's outputs: float32 of shape (classes,). `projections` are those of the layer before the last:
+    float32 of shape (len(PROJECTIONS),), or (0,) where the model has none.
     """
 
     likely_class: str
     confidence: float
     logits: Tensor
+    projections: Tensor
 
 
 class Classifier:
@@ -61,6 +63,7 @@ class Classifier:
         self.ready = False
         self._scaling = scaling_of(manifest)
         self.engine = engine or manifest.engine
+        self._classes = len(manifest.classes)
         self._model = load_model(bundle, allow_pickle, self.engine)
         # TorchScript may accept no batch size but 1; what a bundle says was proved with its own engine.
         known = LARGEST_BATCH if (manifest.architecture, self.engine) == (FRUIT_CLASSIFIER, TORCH) else 1
@@ -100,12 +103,13 @@ class Classifier:
     def classify_batch(self, images: Sequence[Tensor]) -> List[Classification]:
         """Name the class of each of 1 to `batch_size` preprocessed images."""
         with torch.inference_mode():
-            logits = self.logits_of_batch(images)
+            outputs = self._run(images)
+            logits, projections = outputs[:, : self._classes], outputs[:, self._classes :]
             indices = logits.argmax(1)
             confidences = logits.softmax(1).gather(1, indices[:, None])[:, 0]
         classes = self.manifest.classes
-        answers = zip(indices.tolist(), confidences.tolist(), logits)
-        return [Classification(classes[index], confidence, each) for index, confidence, each in answers]
+        answers = zip(indices.tolist(), confidences.tolist(), logits, projections)
+        return [Classification(classes[index], *rest) for index, *rest in answers]
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Return the model's outputs for a preprocessed image: float32, shape (classes,)."""
@@ -114,7 +118,10 @@ class Classifier:
     def logits_of_batch(self, images: Sequence[Tensor]) -> Tensor:
         """Return the model's outputs for preprocessed images: float32, shape (images, classes)."""
         with torch.inference_mode():
-            return self._model(images[0] if len(images) == 1 else torch.cat(tuple(images)))
+            return self._run(images)[:, : self._classes]
+
+    def _run(self, images: Sequence[Tensor]) -> Tensor:
+        return self._model(images[0] if len(images) == 1 else torch.cat(tuple(images)))
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -24,6 +24,8 @@ from model_server.model.bundle import (
 )
 from model_server.model.fruit_classifier import FruitClassifier
 from model_server.model.onnx_runtime import OnnxError, OnnxNetwork, export
+from model_server.model.projections import add_projections
+from model_server.model.reference import PROJECTIONS
 from model_server.model.torchscript import compile_for, is_torchscript, load_torchscript
 from model_server.settings import PREFIX
 
@@ -57,7 +59,8 @@ def load_model(bundle: Bundle, allow_pickle: bool = False, engine: str = "") -> 
 
     Returns:
         A model that takes float32 pixels of shape (1, 3, input_size, input_size), values 0..255,
-        fastest with the channels last in memory, and returns logits of shape (1, classes).
+        fastest with the channels last in memory, and returns logits of shape (1, classes), or with the projections
+        after them (1, classes + len(PROJECTIONS)).
 
     Raises:
         BundleError: the architecture is unknown, the weights do not fit it or are not safe to load, or the model gives
@@ -86,6 +89,8 @@ def build_model(bundle: Bundle, allow_pickle: bool = False) -> nn.Module:
     """
     manifest = bundle.manifest
     network = _load_torchscript(bundle) if manifest.architecture == TORCHSCRIPT else _load_network(bundle, allow_pickle)
+    if manifest.architecture != TORCHSCRIPT:
+        add_projections(network, len(manifest.classes))
     if isinstance(network, FruitClassifier):
         network.prepare_for_inference(manifest.mean, manifest.std)
         model: nn.Module = network
@@ -141,7 +146,8 @@ def _check_logits(model: Model, grey: Tensor, bundle: Bundle) -> None:
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         got = f"{logits.dtype} numbers" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise BundleError(f"{weights} answers an image with {got}, but a float tensor of logits is expected.")
-    if logits.shape != (1, classes):
+    with_projections = manifest.architecture != TORCHSCRIPT and logits.shape == (1, classes + len(PROJECTIONS))
+    if logits.shape != (1, classes) and not with_projections:
         wanted = f"(1, {classes}) is expected: a logit for each of the {classes} classes of {MANIFEST}"
         raise BundleError(f"{weights} answers an image with the shape {tuple(logits.shape)}, but {wanted}.")
     if not torch.isfinite(logits).all():

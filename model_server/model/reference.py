@@ -10,15 +10,15 @@
 begins with it, and so on. `ratios` are the shares of the images that were in each bin, or classified as each class.
 
 The edges are deciles, made robust: each is rounded down to a hundredth (sharpness: a thousandth, energy and margin: a
-tenth), so that a bin is not narrower than random variation. Equal deciles become one; their value gets a bin of its
-own, with an edge above it too, so that drift is visible in both directions. Where values lie between 0 and 1, these
-are no edges: nothing is beyond.
+tenth; projections: to a power of ten that is a hundredth to a tenth of what the deciles span), so that a bin is not
+narrower than random variation. Equal deciles become one; their value gets a bin of its own, with an edge above it too,
+so that drift is visible in both directions. Where values lie between 0 and 1, these are no edges: nothing is beyond.
 """
 
 import os
 import tempfile
 from bisect import bisect_right
-from math import floor
+from math import ceil, floor, log10
 from pathlib import Path
 from statistics import quantiles
 from typing import Container, Dict, List, Mapping, Sequence, Tuple, Union
@@ -26,12 +26,15 @@ from typing import Container, Dict, List, Mapping, Sequence, Tuple, Union
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationInfo, field_validator
 
 STEPS = {"brightness": 100, "contrast": 100, "saturation": 100, "sharpness": 1000, "confidence": 100}
-LOGIT_STEPS = {"energy": 10, "margin": 10}  # of logits, which have no bounds; references of earlier releases lack them
+LOGIT_STEPS = {"energy": 10, "margin": 10}  # of logits, which have no bounds
 NUMBERS = (*STEPS, *LOGIT_STEPS)
 PREDICTED_CLASS = "predicted_class"
-FEATURES = (*NUMBERS, PREDICTED_CLASS)
-# The values of one image, in the order of FEATURES.
-Observation = Tuple[float, float, float, float, float, float, float, str]
+# Of the layer before the last; models whose last layer is not known have none.
+PROJECTIONS = ("projection_1", "projection_2", "projection_3")
+FEATURES = (*NUMBERS, PREDICTED_CLASS, *PROJECTIONS)
+# The values of one image, in the order of FEATURES; without projections it ends before them.
+Observation = Sequence[Union[float, str]]
+OPTIONAL = (*LOGIT_STEPS, *PROJECTIONS)  # references of earlier releases lack them
 BINS = tuple(f"{number:02}" for number in range(10))
 TOLERANCE = 1e-6
 TAIL = 3  # times the bin beside it: of a normal distribution, 0.9 % of the values lie beyond such tails
@@ -50,7 +53,7 @@ class Reference(BaseModel):
         """Name the bin of a feature's value; that of a predicted class is the class itself."""
         return value if isinstance(value, str) else BINS[bisect_right(self.edges[feature], value)]
 
-    def outlying(self, observation: Sequence[Union[float, str]]) -> List[str]:
+    def outlying(self, observation: Observation) -> List[str]:
         """Name the features of an image that lie outside the reference's range.
 
         The range ends beyond the first and the last edge, by `TAIL` times the bin that is next to it. Confidence has
@@ -75,7 +78,7 @@ class Reference(BaseModel):
     @field_validator("edges")
     @classmethod
     def _ascending(cls, edges: Dict[str, Tuple[float, ...]]) -> Dict[str, Tuple[float, ...]]:
-        _require_names(edges, NUMBERS, optional=LOGIT_STEPS)
+        _require_names(edges, (*NUMBERS, *PROJECTIONS), optional=OPTIONAL)
         for feature, values in edges.items():
             if len(values) >= len(BINS):
                 raise ValueError(f"{feature} has {len(values)} edges, at most {len(BINS) - 1} are allowed")
@@ -86,7 +89,7 @@ class Reference(BaseModel):
     @field_validator("ratios")
     @classmethod
     def _whole(cls, ratios: Dict[str, Dict[str, float]], info: ValidationInfo) -> Dict[str, Dict[str, float]]:
-        _require_names(ratios, FEATURES, optional=LOGIT_STEPS)
+        _require_names(ratios, FEATURES, optional=OPTIONAL)
         for feature, shares in ratios.items():
             if any(not 0 <= share <= 1 for share in shares.values()):
                 raise ValueError(f"the shares of {feature} must be between 0 and 1")
@@ -110,11 +113,12 @@ def _require_names(given: Mapping[str, object], expected: Sequence[str], optiona
 
 def build(observations: Sequence[Observation], classes: Sequence[str]) -> Reference:
     """Make a reference of the observations of two images or more; their order does not matter."""
-    *columns, predicted = zip(*observations)
+    columns = dict(zip(FEATURES, zip(*observations)))
+    predicted = columns.pop(PREDICTED_CLASS)
     count = len(observations)
-    edges = {feature: _edges(column, feature) for feature, column in zip(NUMBERS, columns)}
+    edges = {feature: _edges(column, feature) for feature, column in columns.items()}
     ratios = {}
-    for feature, column in zip(NUMBERS, columns):
+    for feature, column in columns.items():
         bins = [bisect_right(edges[feature], value) for value in column]
         ratios[feature] = {BINS[number]: bins.count(number) / count for number in range(len(edges[feature]) + 1)}
     ratios[PREDICTED_CLASS] = {name: predicted.count(name) / count for name in classes}
@@ -124,10 +128,16 @@ def build(observations: Sequence[Observation], classes: Sequence[str]) -> Refere
 def _edges(values: Sequence[float], feature: str) -> Tuple[float, ...]:
     """Return the robust deciles of the module's docstring."""
     is_bounded = feature in STEPS
-    steps = STEPS[feature] if is_bounded else LOGIT_STEPS[feature]
-    deciles = [floor(decile * steps) for decile in quantiles(values, n=len(BINS), method="inclusive")]
+    exact = quantiles(values, n=len(BINS), method="inclusive")
+    steps = {**STEPS, **LOGIT_STEPS}.get(feature) or _steps_of(exact[-1] - exact[0])
+    deciles = [floor(decile * steps) for decile in exact]
     above = {decile + 1 for decile in deciles if deciles.count(decile) > 1}
     return tuple(edge / steps for edge in sorted({*deciles, *above}) if 0 < edge < steps or not is_bounded)
+
+
+def _steps_of(span: float) -> float:
+    """Return how many steps of a power of ten make 1, so that a span of values has ten to a hundred of them."""
+    return float(10 ** ceil(1 - log10(span))) if span else 1.0
 
 
 def write_json(path: Path, findings: BaseModel) -> None:

@@ -94,8 +94,8 @@ class FakeClassifier:
 
     batch_size = 4
 
-    def classify_batch(self, images: Sequence[Any]) -> List[Tuple[str, float, Any]]:
-        return [("lemon", 0.9, Logits(PROBABILITIES))] * len(images)
+    def classify_batch(self, images: Sequence[Any]) -> List[Tuple[str, float, Any, Any]]:
+        return [("lemon", 0.9, Logits(PROBABILITIES), array("d", (0.25, -3.0, 0.0)))] * len(images)
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_without_details_the_answer_is_the_original_labs(client: Client, encode:
 def test_details_of_a_broken_model_are_json(
     classifier: FakeClassifier, encode: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classifier, "classify_batch", lambda images: [("lemon", NAN, Logits([NAN] * 3))])
+    monkeypatch.setattr(classifier, "classify_batch", lambda images: [("lemon", NAN, Logits([NAN] * 3), None)])
     answer = make_client(classifier).post(
         "/predict?details&top=1", content=encode(), headers={"content-type": "image/jpeg"}
     )
@@ -513,7 +513,15 @@ def test_a_simulated_error_is_no_rejected_input(classifier: FakeClassifier, enco
 
 REFERENCE = Reference(
     images=8,
-    edges={"brightness": (0.2, 0.6), "contrast": (0.1,), "saturation": (), "sharpness": (0.01,), "confidence": (0.9,)},
+    edges={
+        "brightness": (0.2, 0.6),
+        "contrast": (0.1,),
+        "saturation": (),
+        "sharpness": (0.01,),
+        "confidence": (0.9,),
+        "projection_1": (0.2, 0.3),
+        "projection_2": (-1.0, 1.0),
+    },
     ratios={
         "brightness": {"00": 0.25, "01": 0.5, "02": 0.25},
         "contrast": {"00": 0.5, "01": 0.5},
@@ -521,6 +529,8 @@ REFERENCE = Reference(
         "sharpness": {"00": 0.5, "01": 0.5},
         "confidence": {"00": 0.5, "01": 0.5},
         "predicted_class": {"apple": 0, "grapes": 0.125, "lemon": 0.875},
+        "projection_1": {"00": 0.25, "01": 0.5, "02": 0.25},
+        "projection_2": {"00": 0.25, "01": 0.5, "02": 0.25},
     },
 )
 
@@ -540,7 +550,7 @@ def test_features_are_counted_in_the_bins_of_the_reference(classifier: FakeClass
     after = samples(client)
     counted = {key for key, value in after.items() if key.startswith("feature_observations_total") and value == 1}
     expected = {("brightness", "01"), ("contrast", "00"), ("saturation", "00"), ("sharpness", "00")}
-    expected |= {("confidence", "01"), ("predicted_class", "lemon")}
+    expected |= {("confidence", "01"), ("predicted_class", "lemon"), ("projection_1", "01"), ("projection_2", "00")}
     assert counted == {
         "feature_observations_total" + str([("bin", bin_), ("feature", feature)]) for feature, bin_ in expected
     }
@@ -561,35 +571,36 @@ def sampled(metrics: ModelMetrics) -> Dict[str, float]:
     return {each: metrics.registry.get_sample_value(name, {**labels, "bin": each}) or 0 for each in MANIFEST.classes}
 
 
-def test_of_predictions_in_close_order_some_are_sampled(clock: Any) -> None:
+def predicted(likely_class: str) -> Any:
+    """Return pixels, and what a model says of them."""
     torch = pytest.importorskip("torch")
+    return torch.zeros(1, 3, 16, 16), (likely_class, 0.9, torch.zeros(3), torch.zeros(3))
+
+
+def test_of_predictions_in_close_order_some_are_sampled(clock: Any) -> None:
     metrics = ModelMetrics(MANIFEST, REFERENCE, None)
     for _ in range(500):
         timings = RequestTimings()
         timings.lap("read")
         clock.now += 0.005
-        metrics.predict(timings, torch.zeros(1, 3, 16, 16), "lemon", 0.9, torch.zeros(3))
+        metrics.predict(timings, *predicted("lemon"))
     assert metrics.registry.get_sample_value("predictions_total", {"class": "lemon"}) == 500
     assert 8 <= sampled(metrics)["lemon"] <= 28, "seven a second, of 2.5 seconds"
 
 
 def test_slow_predictions_are_not_sampled_more_often_than_others(clock: Any) -> None:
-    torch = pytest.importorskip("torch")
     metrics = ModelMetrics(MANIFEST, REFERENCE, None)
     for seconds in random.choices([0.02, 0.002], k=10_000):
         timings = RequestTimings()
         timings.lap("read")
         clock.now += seconds
-        metrics.predict(
-            timings, torch.zeros(1, 3, 16, 16), "apple" if seconds == 0.02 else "lemon", 0.9, torch.zeros(3)
-        )
+        metrics.predict(timings, *predicted("apple" if seconds == 0.02 else "lemon"))
     slow, fast = sampled(metrics)["apple"], sampled(metrics)["lemon"]
     assert slow + fast > 500
     assert slow / (slow + fast) == pytest.approx(0.5, abs=0.1)
 
 
 def test_slow_uploads_are_sampled_as_often_as_others(clock: Any) -> None:
-    torch = pytest.importorskip("torch")
     metrics = ModelMetrics(MANIFEST, REFERENCE, None)
     arriving: List[RequestTimings] = []
     for slow in random.choices([True, False], k=20_000):
@@ -601,7 +612,7 @@ def test_slow_uploads_are_sampled_as_often_as_others(clock: Any) -> None:
             timings = arriving.pop(0)
         timings.lap("read")
         clock.now += 0.005
-        metrics.predict(timings, torch.zeros(1, 3, 16, 16), "apple" if slow else "lemon", 0.9, torch.zeros(3))
+        metrics.predict(timings, *predicted("apple" if slow else "lemon"))
     slow_ones, fast_ones = sampled(metrics)["apple"], sampled(metrics)["lemon"]
     assert slow_ones + fast_ones > 500
     assert slow_ones / (slow_ones + fast_ones) == pytest.approx(0.5, abs=0.1)
@@ -611,7 +622,7 @@ def test_confidence_of_a_broken_model_leaves_the_histogram_whole() -> None:
     metrics = ModelMetrics(MANIFEST, None, None)
     timings = RequestTimings()
     timings.lap("read")
-    metrics.predict(timings, None, "lemon", float("nan"), None)
+    metrics.predict(timings, None, ("lemon", NAN, None, None))
     assert metrics.registry.get_sample_value("prediction_confidence_sum", {"class": "lemon"}) == 0
     assert metrics.registry.get_sample_value("prediction_confidence_count", {"class": "lemon"}) == 1
 

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import time
+from array import array
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence
 
@@ -32,7 +33,7 @@ class Unsure(FakeClassifier):
         self.confidence = confidence
 
     def classify_batch(self, images: Sequence[Any]) -> List[Any]:
-        return [("lemon", self.confidence, Logits((0.3, 0.3, 0.4)))] * len(images)
+        return [("lemon", self.confidence, Logits((0.3, 0.3, 0.4)), array("d"))] * len(images)
 
 
 @pytest.fixture(autouse=True)

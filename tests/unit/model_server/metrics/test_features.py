@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from model_server.commands.drawings import FRUITS, draw_fruit
 from model_server.model.preprocessing import Scaling, resize_and_crop
-from model_server.model.reference import FEATURES, Reference, build
+from model_server.model.reference import FEATURES, NUMBERS, PROJECTIONS, Reference, build
 from tests.unit.model_server.metrics.test_classes import psi
 from tests.unit.model_server.model.test_torchvision import trained
 
@@ -122,16 +122,22 @@ def test_an_observation_has_a_value_for_each_feature(picture: Image.Image) -> No
 
     seen = pixels(picture)
     logits = torch.tensor([1.0, 4.0, 2.5])
-    assert dict(zip(FEATURES, observe(seen, "apple", 0.9, logits))) == {
+    projections = torch.tensor([0.5, -1.0, 0.25])
+    assert dict(zip(FEATURES, observe(seen, "apple", 0.9, logits, projections))) == {
         **dict(zip(("brightness", "contrast", "saturation", "sharpness"), measure(seen))),
         "confidence": 0.9,
         "energy": pytest.approx(math.log(sum(map(math.exp, (1.0, 4.0, 2.5))))),
         "margin": 1.5,
         "predicted_class": "apple",
+        "projection_1": 0.5,
+        "projection_2": -1.0,
+        "projection_3": 0.25,
     }
+    without = observe(seen, "apple", 0.9, logits, torch.tensor([]))
+    assert dict(zip(FEATURES, without)).keys() == {*NUMBERS, "predicted_class"}
 
 
-def test_what_the_model_does_not_know_moves_energy_and_margin_and_hardly_the_pixels(trained: Any) -> None:
+def test_what_the_model_does_not_know_moves_what_it_makes_of_the_pixels_and_hardly_these(trained: Any) -> None:
     """Pears in the colours and before the grounds of apples: narrow at one end, and hung the other way round."""
     from model_server.commands import drawings
     from model_server.metrics.features import observe
@@ -152,12 +158,14 @@ def test_what_the_model_does_not_know_moves_energy_and_margin_and_hardly_the_pix
         expected = build(observed("apple", "reference"), trained.manifest.classes)
         apples, pears = observed("apple", "again"), observed("pear", "reference")
 
-    for feature in ("confidence", "energy", "margin"):
+    for feature in ("confidence", "energy", "margin", *PROJECTIONS):
         assert drift(expected, apples, feature) < 0.1, feature
     for feature in ("brightness", "contrast", "saturation", "sharpness"):
         assert drift(expected, pears, feature) < 0.1, feature
     for feature in ("energy", "margin"):
         assert drift(expected, pears, feature) > 0.25, feature
+    moved = [feature for feature in PROJECTIONS if drift(expected, pears, feature) > 0.25]
+    assert len(moved) >= 2, "a random direction may be the one in which the two look alike"
 
 
 def drift(expected: Reference, observations: List[Any], feature: str) -> float:

@@ -80,7 +80,7 @@ def test_the_estimate_follows_the_confidence_of_predictions() -> None:
     metrics = ModelMetrics(MANIFEST, None, accuracy)
     timings = RequestTimings()
     for confidence in (0.45, 0.999, 0.999, 0.999):
-        metrics.predict(timings, None, "lemon", confidence, None)
+        metrics.predict(timings, None, ("lemon", confidence, None, None))
 
     expected = metrics.registry.get_sample_value("expected_right_predictions_total")
     assert expected == pytest.approx(3 * 0.9999 + 0.009, abs=1e-3)

@@ -32,7 +32,7 @@ def test_the_published_weights_load_and_answer(tmp_path: Path) -> None:
     assert classifier.ready
     pixels = classifier.preprocess(Image.new("RGB", (640, 480), "red"))
     assert pixels.shape == (1, 3, 150, 150)
-    likely_class, confidence, each = classifier.classify(pixels)
+    likely_class, confidence, each, _ = classifier.classify(pixels)
     probabilities = classifier.logits(pixels).softmax(0)
     torch.testing.assert_close(each, classifier.logits(pixels))
     assert likely_class == ("apple", "grapes", "lemon")[int(probabilities.argmax())]

@@ -186,7 +186,7 @@ def test_an_engine_that_cannot_run_the_bundle_is_explained(tmp_path: Path, monke
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BundleError, match=r"model.onnx cannot be served: onnxruntime is not installed; .*ENGINE=torch"):
         load_model(exported)
-    assert load_model(exported, engine="torch")(torch.zeros(1, 3, 150, 150)).shape == (1, 3)
+    assert load_model(exported, engine="torch")(torch.zeros(1, 3, 150, 150)).shape == (1, 6)
 
 
 class Malicious:

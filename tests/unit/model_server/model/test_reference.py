@@ -1,12 +1,12 @@
 import json
 from pathlib import Path
 from random import Random
-from typing import Any, Callable, List
+from typing import Any, Callable, List, Sequence
 
 import pytest
 
 from model_server.model.bundle import BundleError, read_reference
-from model_server.model.reference import BINS, NUMBERS, STEPS, Reference, build
+from model_server.model.reference import BINS, FEATURES, NUMBERS, PROJECTIONS, STEPS, Reference, build
 
 CLASSES = ("apple", "grapes", "lemon")
 
@@ -15,7 +15,19 @@ def observations(confidence: Callable[[float], float] = lambda part: part, count
     """Return what `count` images of evenly spread brightness would give, all the same in the rest."""
     parts = [(index + 0.5) / count for index in range(count)]
     return [
-        (part, 0.2, 0.0, 0.0305, confidence(part), 20 * part - 4, 3.0, CLASSES[index % 2])
+        (
+            part,
+            0.2,
+            0.0,
+            0.0305,
+            confidence(part),
+            20 * part - 4,
+            3.0,
+            CLASSES[index % 2],
+            part / 100,
+            -70 * part,
+            0.0234,
+        )
         for index, part in enumerate(parts)
     ]
 
@@ -26,9 +38,24 @@ def test_features_of_the_logits_have_no_bounds() -> None:
     assert reference.edges["margin"] == (3.0, 3.1)
 
 
-def test_a_reference_of_an_earlier_release_lacks_the_features_of_the_logits(tmp_path: Path) -> None:
+def test_projections_have_bins_of_any_scale() -> None:
+    reference = build(observations(), CLASSES)
+    assert reference.edges["projection_1"] == pytest.approx([n / 1000 for n in range(1, 10)], abs=0.00011)
+    assert reference.edges["projection_2"] == pytest.approx([7.0 * n for n in range(-9, 0)], abs=1.1)
+    assert reference.ratios["projection_2"] == pytest.approx(dict.fromkeys(BINS, 0.1), abs=0.015)
+    assert reference.ratios["projection_3"] == {"00": 0.0, "01": 1.0, "02": 0.0}  # all images have it
+
+
+def test_a_model_without_projections_has_a_reference_without_them(tmp_path: Path) -> None:
+    reference = build([row[:8] for row in observations()], CLASSES)
+    assert set(reference.ratios) == {*NUMBERS, "predicted_class"}
+    (tmp_path / "reference.json").write_text(reference.model_dump_json())
+    assert read_reference(tmp_path / "reference.json", CLASSES) == reference
+
+
+def test_a_reference_of_an_earlier_release_lacks_features_of_the_network(tmp_path: Path) -> None:
     content = json.loads(build(observations(), CLASSES).model_dump_json())
-    for feature in ("energy", "margin"):
+    for feature in ("energy", "margin", *PROJECTIONS):
         del content["edges"][feature], content["ratios"][feature]
     (tmp_path / "reference.json").write_text(json.dumps(content))
     assert set(read_reference(tmp_path / "reference.json", CLASSES).edges) == set(STEPS)
@@ -70,13 +97,17 @@ def test_a_value_that_all_images_have_gets_a_bin_between_two_edges() -> None:
 @pytest.mark.parametrize("count", [2, 3, 10, 11, 19, 240])
 def test_a_reference_of_any_size_is_valid(count: int) -> None:
     rng = Random(count)
-    seen: List[Any] = [(*(rng.choice([0.0, rng.random(), 1.0]) for _ in NUMBERS), "lemon") for _ in range(count)]
+
+    def some(features: Sequence[str]) -> List[float]:
+        return [rng.choice([0.0, rng.random(), 1.0]) for _ in features]
+
+    seen: List[Any] = [(*some(NUMBERS), "lemon", *some(PROJECTIONS)) for _ in range(count)]
     reference = build(seen, CLASSES)
     assert Reference.model_validate(reference.model_dump()) == reference
-    for index, feature in enumerate(NUMBERS):
+    for index, feature in enumerate(FEATURES):
         for name, share in reference.ratios[feature].items():
             inside = [row for row in seen if reference.bin(feature, row[index]) == name]
-            assert share == pytest.approx(len(inside) / count)
+            assert share == pytest.approx(len(inside) / count), feature
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ with warnings.catch_warnings():
     from torchvision import models
 
 from model_server.model.loading import load_model, to_safetensors
+from model_server.model.reference import PROJECTIONS
 
 CLASSES = ("apple", "grapes", "lemon")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -84,10 +85,11 @@ def test_logits_are_those_of_torchvision(name: str, options: Dict[str, Any], siz
     model = trained(name, **options)
     with torch.inference_mode():
         expected = model(normalised(size))
-        logits = load(tmp_path / "bundle", model, name, size)(pixels(size))
+        outputs = load(tmp_path / "bundle", model, name, size)(pixels(size))
     assert expected.shape == (1, 3)
+    assert outputs.shape == (1, 3 if name.startswith("squeezenet") else 3 + len(PROJECTIONS))
     scale = float(expected.abs().max())  # of untrained networks it may be tiny
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * scale)
+    torch.testing.assert_close(outputs[:, :3], expected, rtol=1e-4, atol=1e-4 * scale)
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
@@ -97,8 +99,8 @@ def test_networks_that_undo_the_normalisation_are_served_with_halves(name: str, 
     halves = (0.5, 0.5, 0.5)
     with torch.inference_mode():
         expected = model(normalised(128))
-        logits = load(tmp_path / "bundle", model, name, 128, mean=halves, std=halves)(pixels(128))
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+        outputs = load(tmp_path / "bundle", model, name, 128, mean=halves, std=halves)(pixels(128))
+    torch.testing.assert_close(outputs[:, :3], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(

@@ -42,11 +42,11 @@ class Lemon:
 
     batch_size = 1
 
-    def classify_batch(self, images: Sequence[Any]) -> List[Tuple[str, float, Any]]:
+    def classify_batch(self, images: Sequence[Any]) -> List[Tuple[str, float, Any, Any]]:
         if "LEMON_FAILS" in os.environ:
             raise RuntimeError("a lemon")
         time.sleep(float(os.environ.get("LEMON_SLEEPS", "0")))
-        return [("lemon", 0.9, None)]
+        return [("lemon", 0.9, None, None)]
 
 
 def app() -> FastAPI:

@@ -13,10 +13,10 @@ from tests.unit.model_server.server.lemon import Lemon
 class Other(Lemon):
     manifest = Lemon.manifest.model_copy(update={"version": "2.0"})
 
-    def classify_batch(self, images: Sequence[Any]) -> List[Tuple[str, float, Any]]:
+    def classify_batch(self, images: Sequence[Any]) -> List[Tuple[str, float, Any, Any]]:
         Path(os.environ["MODEL_SERVER_RUNTIME_DIR"], "asked").touch()
         super().classify_batch(images)
-        return [(os.environ.get("LEMON_SAYS", "lemon"), 0.8, None)]
+        return [(os.environ.get("LEMON_SAYS", "lemon"), 0.8, None, None)]
 
 
 if __name__ == "__main__":
