@@ -265,16 +265,6 @@ def test_monitoring_host_that_is_away_is_told_and_an_alert_is_told_once(
     assert gaps[1] < 10
 
 
-def test_deployment_takes_one_server_after_the_other(fleet: Fleet, ansible: Ansible, tell: Tell) -> None:
-    with Traffic(fleet) as traffic:
-        said = ansible.run(*DEPLOY, "--extra-vars", OTHER_UNIT)
-
-    tell("rolling deployment of the unit, with a restart", figures(traffic))
-    assert traffic.failed == []
-    assert said.count("changed: [server-1]") > 1
-    assert all(server.ready() for server in fleet.servers)
-
-
 def test_deployment_that_fails_on_the_first_server_leaves_the_second(
     fleet: Fleet, ansible: Ansible, tell: Tell
 ) -> None:
@@ -326,14 +316,16 @@ def test_canary_that_is_killed_is_answered_by_the_other(fleet: Fleet, ansible: A
     assert "use-server" not in fleet.door.run("cat /etc/haproxy/haproxy.cfg")
 
 
-def test_setting_is_deployed_after_what_has_failed(fleet: Fleet, ansible: Ansible, tell: Tell) -> None:
+# After one that failed, and a promotion: neither must be in its way.
+def test_deployment_takes_one_server_after_the_other(fleet: Fleet, ansible: Ansible, tell: Tell) -> None:
     before = served(fleet)
     with Traffic(fleet) as traffic:
-        ansible.run(*DEPLOY, "--extra-vars", f"{OTHER_UNIT} model_server_max_queue_seconds=2")
+        said = ansible.run(*DEPLOY, "--extra-vars", f"{OTHER_UNIT} model_server_max_queue_seconds=2")
 
-    tell("rolling deployment of a setting", figures(traffic))
+    tell("rolling deployment of the unit and a setting, with a restart", figures(traffic))
     assert traffic.failed == []
     assert [now != then for now, then in zip(served(fleet), before, strict=True)] == [True, True]
+    assert said.count("changed: [server-1]") > 1
     assert all(server.ready() for server in fleet.servers)
 
 
@@ -356,7 +348,6 @@ def test_shadow_that_agrees_takes_over_and_nobody_notices(fleet: Fleet, ansible:
     assert [
         server.machine.run("ls /etc/systemd/system | grep -c shadow || true").strip() for server in fleet.servers
     ] == ["0", "0"]
-    ansible.run(*DEPLOY)
 
 
 # The last one: it takes a server away. `molecule converge` brings it back.

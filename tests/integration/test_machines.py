@@ -149,6 +149,7 @@ def test_node_exporter_still_asks_for_the_clock(server: Machine) -> None:
     assert "node_timex_offset_seconds " in metrics
     assert 'node_scrape_collector_success{collector="timex"} 1' in metrics
     assert 'node_scrape_collector_success{collector="filesystem"} 1' in metrics
+    assert 'collector="systemd"' not in metrics, "it takes three times the work of all others"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tests.integration.machines import Way
 
 # All of them in turn: one image again and again would be drift.
 IMAGES = [path.read_bytes() for path in sorted((Path(__file__).parents[2] / "load_test" / "images").glob("*.jp*g"))]
-INTERVAL = 0.05  # seconds from one request of a client to its next: four clients are about the lab's 100 users
+INTERVAL = 0.1  # seconds from one request of a client to its next: four clients are about the lab's 50 users
 
 
 @dataclass(frozen=True)
