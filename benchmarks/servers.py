@@ -23,6 +23,7 @@ WITH_TORCHVISION = {"PYTHONPATH": str(TORCHVISION)}  # environment of what uses 
 WORKERS = 2
 READY_SECONDS = 60
 STOP_SECONDS = 20
+SETTLE_SECONDS = 60
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -86,6 +87,22 @@ class Server:
             stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += sum(map(int, stat[11:15]))  # utime, stime, cutime, cstime: see proc(5)
         return ticks / TICKS
+
+    def settle(self) -> None:
+        """Wait until it has nothing left to do: the lab's app also answers clients that have gone.
+
+        Raises:
+            RuntimeError: it is still busy after `SETTLE_SECONDS`.
+        """
+        deadline = time.monotonic() + SETTLE_SECONDS
+        before = self.cpu_seconds()
+        while time.monotonic() < deadline:
+            time.sleep(0.5)
+            now = self.cpu_seconds()
+            if now - before < 0.05:
+                return
+            before = now
+        raise RuntimeError(f"The server is still busy {SETTLE_SECONDS} s after its load.")
 
     def pss_bytes(self) -> int:
         """Return the proportional set size of the process tree: shared pages are divided among their users."""
