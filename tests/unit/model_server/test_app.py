@@ -573,11 +573,13 @@ def sampled(metrics: ModelMetrics) -> Dict[str, float]:
 
 def predicted(likely_class: str) -> Any:
     """Return pixels, and what a model says of them."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     return torch.zeros(1, 3, 16, 16), (likely_class, 0.9, torch.zeros(3), torch.zeros(3))
 
 
 def test_of_predictions_in_close_order_some_are_sampled(clock: Any) -> None:
+    pytest.importorskip("torch")
     metrics = ModelMetrics(MANIFEST, REFERENCE, None)
     for _ in range(500):
         timings = RequestTimings()
@@ -589,6 +591,7 @@ def test_of_predictions_in_close_order_some_are_sampled(clock: Any) -> None:
 
 
 def test_slow_predictions_are_not_sampled_more_often_than_others(clock: Any) -> None:
+    pytest.importorskip("torch")
     metrics = ModelMetrics(MANIFEST, REFERENCE, None)
     for seconds in random.choices([0.02, 0.002], k=10_000):
         timings = RequestTimings()
@@ -601,6 +604,7 @@ def test_slow_predictions_are_not_sampled_more_often_than_others(clock: Any) -> 
 
 
 def test_slow_uploads_are_sampled_as_often_as_others(clock: Any) -> None:
+    pytest.importorskip("torch")
     metrics = ModelMetrics(MANIFEST, REFERENCE, None)
     arriving: List[RequestTimings] = []
     for slow in random.choices([True, False], k=20_000):
