@@ -70,7 +70,7 @@ def node_exporter() -> Iterator[str]:
     """Run a node exporter; yield its address."""
     address = f"127.0.0.1:{free_port()}"
     process = subprocess.Popen(
-        ["prometheus-node-exporter", f"--web.listen-address={address}"],
+        ["prometheus-node-exporter", f"--web.listen-address={address}", "--no-collector.systemd"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -117,8 +117,9 @@ def _load(system: System, image: bytes, seconds: int, measured: Dict[str, List[f
     with running(system, image) as server:
         # Before the load: after it, the lab's app still answers what wrk has given up.
         likely_class: str = json.loads(Connection(server.url).predict(multipart(image)))["likely_class"]
+        idle = server.busy()
         predict(server.url, image, CONNECTIONS, WARM_UP)
-        server.settle()
+        server.settle(idle)
         before = server.cpu_seconds()
         requests = predict(server.url, image, CONNECTIONS, seconds).requests
         measured[f"{system.name} cpu"].append((server.cpu_seconds() - before) / requests)

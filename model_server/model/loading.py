@@ -3,7 +3,7 @@
 import ctypes
 import io
 import json
-from typing import Any, Callable, Dict, Iterable, List
+from typing import Any, Callable, Dict, Iterable, List, Sequence
 
 import safetensors
 import safetensors.torch
@@ -23,7 +23,7 @@ from model_server.model.bundle import (
     BundleError,
 )
 from model_server.model.fruit_classifier import FruitClassifier
-from model_server.model.onnx_runtime import OnnxError, OnnxNetwork, export
+from model_server.model.onnx_runtime import LOGITS, WITH_PROJECTIONS, OnnxError, OnnxNetwork, export
 from model_server.model.projections import add_projections
 from model_server.model.reference import PROJECTIONS
 from model_server.model.torchscript import compile_for, is_torchscript, load_torchscript
@@ -69,15 +69,16 @@ def load_model(bundle: Bundle, allow_pickle: bool = False, engine: str = "") -> 
     grey = _grey(bundle)
     if (engine or bundle.manifest.engine) == ONNX_RUNTIME:
         exported = _load_onnx(bundle)
-        _check_logits(exported, grey, bundle)
+        _check_logits(exported, grey, bundle, (len(PROJECTIONS) if exported.output == WITH_PROJECTIONS else 0,))
         return exported
     model: Model = build_model(bundle, allow_pickle)
-    _check_logits(model, grey, bundle)
+    projections = (0,) if bundle.manifest.architecture == TORCHSCRIPT else (0, len(PROJECTIONS))
+    _check_logits(model, grey, bundle, projections)
     # TorchScript is served as it is: freezing it would change the last digits of its logits; its author can freeze it.
     if bundle.manifest.architecture in (FRUIT_CLASSIFIER, TORCHSCRIPT):
         return model
     compiled: Model = compile_for(grey, model)
-    _check_logits(compiled, grey, bundle)
+    _check_logits(compiled, grey, bundle, projections)
     return compiled
 
 
@@ -108,7 +109,9 @@ def export_model(bundle: Bundle, allow_pickle: bool = False) -> bytes:
         OnnxError: it cannot be exported.
     """
     model = build_model(bundle, allow_pickle).to(memory_format=torch.contiguous_format)
-    return export(model, _grey(bundle).contiguous())
+    grey = _grey(bundle).contiguous()
+    has_projections = model(grey).shape[1] > len(bundle.manifest.classes)
+    return export(model, grey, WITH_PROJECTIONS if has_projections else LOGITS)
 
 
 def _load_onnx(bundle: Bundle) -> OnnxNetwork:
@@ -131,8 +134,11 @@ def _grey(bundle: Bundle) -> Tensor:
     return torch.full((1, 3, size, size), 128.0).contiguous(memory_format=torch.channels_last)
 
 
-def _check_logits(model: Model, grey: Tensor, bundle: Bundle) -> None:
-    """Run a model twice and check its logits; TorchScript needs these runs to optimise itself."""
+def _check_logits(model: Model, grey: Tensor, bundle: Bundle, projections: Sequence[int]) -> None:
+    """Run a model twice and check its logits; TorchScript needs these runs to optimise itself.
+
+    After them, it may have any of these numbers of projections.
+    """
     manifest = bundle.manifest
     size, classes, weights = manifest.input_size, len(manifest.classes), bundle.weights_path
     try:
@@ -146,9 +152,10 @@ def _check_logits(model: Model, grey: Tensor, bundle: Bundle) -> None:
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         got = f"{logits.dtype} numbers" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise BundleError(f"{weights} answers an image with {got}, but a float tensor of logits is expected.")
-    with_projections = manifest.architecture != TORCHSCRIPT and logits.shape == (1, classes + len(PROJECTIONS))
-    if logits.shape != (1, classes) and not with_projections:
-        wanted = f"(1, {classes}) is expected: a logit for each of the {classes} classes of {MANIFEST}"
+    if logits.shape not in {(1, classes + number) for number in projections}:
+        more = f", and {projections[0]} projections" if projections[0] else ""
+        wanted = f"(1, {classes + projections[0]}) is expected: a logit for each of the {classes} classes of {MANIFEST}"
+        wanted += more
         raise BundleError(f"{weights} answers an image with the shape {tuple(logits.shape)}, but {wanted}.")
     if not torch.isfinite(logits).all():
         values = ", ".join(f"{value:.3g}" for value in logits[0].tolist()[:10])

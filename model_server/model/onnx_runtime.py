@@ -15,6 +15,7 @@ from torch import Tensor, nn
 # The release of the operators that a file is written for: ONNX Runtime 1.19, the last for Python 3.8, knows it.
 OPSET = 17
 PIXELS, LOGITS = "pixels", "logits"  # names of the input and the output
+WITH_PROJECTIONS = "logits_and_projections"  # of an output that has these, too
 
 
 class OnnxError(RuntimeError):
@@ -22,7 +23,7 @@ class OnnxError(RuntimeError):
 
 
 class OnnxNetwork:
-    """A network that ONNX Runtime runs, called like one of torch.
+    """A network that ONNX Runtime runs, called like one of torch; `output` is the name of what it answers.
 
     It has no thread of its own: with one thread, the caller's does the work. So the workers inherit it by fork, and
     share its weights.
@@ -48,20 +49,22 @@ class OnnxNetwork:
         except Exception as error:  # its own classes of errors are private
             raise OnnxError(f"onnxruntime {onnxruntime.__version__} cannot load it: {_first_line(error)}") from error
 
+        self.output: str = self._session.get_outputs()[0].name
+
     def __call__(self, pixels: Tensor) -> Tensor:
-        (logits,) = self._session.run([LOGITS], {PIXELS: pixels.contiguous().numpy()})
-        return torch.from_numpy(logits)
+        (outputs,) = self._session.run([self.output], {PIXELS: pixels.contiguous().numpy()})
+        return torch.from_numpy(outputs)
 
 
-def export(model: nn.Module, example: Tensor) -> bytes:
-    """Return a model as an ONNX file, for any number of images of the shape of `example`.
+def export(model: nn.Module, example: Tensor, output: str = LOGITS) -> bytes:
+    """Return a model as an ONNX file, for any number of images of the shape of `example`; `output` names its answer.
 
     Raises:
         OnnxError: the package onnx is not installed, or the exporter cannot translate the model.
     """
     file = io.BytesIO()
-    axes = {PIXELS: {0: "images"}, LOGITS: {0: "images"}}
-    names: Any = {"input_names": [PIXELS], "output_names": [LOGITS]}
+    axes = {PIXELS: {0: "images"}, output: {0: "images"}}
+    names: Any = {"input_names": [PIXELS], "output_names": [output]}
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:  # the other exporter needs one package more
         names["dynamo"] = False
     try:

@@ -64,7 +64,7 @@ class Reference(BaseModel):
         """
         return [
             feature
-            for feature, value in zip(NUMBERS, observation)
+            for feature, value in zip(FEATURES, observation)
             if feature != "confidence" and isinstance(value, float) and self._is_beyond(feature, value)
         ]
 

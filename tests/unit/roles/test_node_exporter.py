@@ -19,7 +19,7 @@ pytest.importorskip("ansible")
     [
         ([], ["--no-collector.systemd"]),
         (["--no-collector.netclass"], ["--no-collector.systemd", "--no-collector.netclass"]),
-        (["--collector.systemd.private"], ["--no-collector.systemd", "--collector.systemd.private"]),
+        (["--collector.systemd.unit-include=a.+"], ["--collector.systemd.unit-include=a.+"]),
         (["--collector.systemd"], ["--collector.systemd"]),
         (["--no-collector.systemd"], ["--no-collector.systemd"]),
     ],

@@ -12,7 +12,7 @@ import yaml
 
 from model_server.commands import engines
 from model_server.commands.cli import main
-from model_server.model.bundle import read_bundle
+from model_server.model.bundle import BundleError, read_bundle
 
 for needed in ("torch", "torchvision"):
     if importlib.util.find_spec(needed) is None:
@@ -24,7 +24,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its decoders may lack their libraries
     from torchvision.models import get_model
 
+from model_server.model import loading  # noqa: E402
 from model_server.model.classifier import Classifier  # noqa: E402
+from model_server.model.reference import PROJECTIONS  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,56 @@ def test_a_bundle_for_onnx_runtime_gives_the_same_logits(
     monkeypatch.setenv("MODEL_SERVER_ENGINE", "torch")
     main(["bundle", "check", str(bundle)])
     assert "engine:       torch\n" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a bundle for ONNX Runtime of a network with projections."""
+    with_engine()
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("exported")
+    torch.save(get_model("mobilenet_v3_small", weights=None, num_classes=3).state_dict(), directory / "trained.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODEL_SERVER_ALLOW_PICKLE", "true")
+        create(
+            directory / "trained.pt",
+            directory / "bundle",
+            "--engine",
+            "onnxruntime",
+            architecture="mobilenet_v3_small",
+        )
+    return directory / "bundle"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_both_engines_have_the_same_projections(exported: Path, count: int) -> None:
+    torch.manual_seed(count)
+    images = list((torch.rand(count, 3, 64, 64) * 255).split(1))
+    theirs, ours = (
+        [answer.projections for answer in Classifier(read_bundle(exported), True, engine).classify_batch(images)]
+        for engine in ("torch", "onnxruntime")
+    )
+    assert [each.shape for each in ours] == [(len(PROJECTIONS),)] * count
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_an_export_of_an_earlier_release_has_no_projections(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = read_bundle(exported)
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "add_projections", lambda *_: None)
+        earlier = bundle._replace(onnx=loading.export_model(bundle, allow_pickle=True))
+    (answer,) = Classifier(earlier).classify_batch([torch.zeros(1, 3, 64, 64)])
+    assert (answer.logits.shape, answer.projections.shape) == ((3,), (0,))
+
+
+@pytest.mark.parametrize("classes", ["abcdef", "ab"])
+def test_projections_are_not_taken_for_classes(exported: Path, classes: str) -> None:
+    bundle = read_bundle(exported)
+    other = bundle._replace(manifest=bundle.manifest.model_copy(update={"classes": tuple(classes)}))
+    with pytest.raises(
+        BundleError, match=rf"\(1, 6\), but \(1, {len(classes) + 3}\) is expected: .*, and 3 projections"
+    ):
+        loading.load_model(other)
 
 
 @pytest.mark.parametrize(("gain", "chosen"), [(0.5, "onnxruntime"), (0.95, "torch")])

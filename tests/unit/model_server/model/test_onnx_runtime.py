@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from model_server.model.onnx_runtime import OnnxError, OnnxNetwork, export  # noqa: E402
+from model_server.model.onnx_runtime import LOGITS, WITH_PROJECTIONS, OnnxError, OnnxNetwork, export  # noqa: E402
 
 
 def network() -> Any:
@@ -33,6 +33,12 @@ def test_logits_are_those_of_torch(exported: bytes, count: int) -> None:
     given = pixels(count)
     with torch.inference_mode():
         torch.testing.assert_close(OnnxNetwork(exported)(given), network()(given), rtol=1e-4, atol=1e-3)
+
+
+def test_a_file_tells_what_it_answers_with(exported: bytes) -> None:
+    both = export(network(), pixels(1).contiguous(), WITH_PROJECTIONS)
+    assert [OnnxNetwork(onnx).output for onnx in (exported, both)] == [LOGITS, WITH_PROJECTIONS]
+    torch.testing.assert_close(OnnxNetwork(both)(pixels(2)), OnnxNetwork(exported)(pixels(2)))
 
 
 def test_attention_is_exported_and_stays_as_it_was(exported: bytes) -> None:

@@ -184,7 +184,7 @@ def test_a_malformed_file_is_explained(written: Path, text: bytes, message: str)
 
 def test_what_lies_beyond_three_of_the_outer_bins_is_outlying() -> None:
     edges = {"brightness": (0.3, 0.4, 0.6, 0.8), "contrast": (0.1,), "saturation": (), "energy": (1.0, 2.0)}
-    edges.update({"sharpness": (0.01, 0.02), "confidence": (0.8, 0.9)})
+    edges.update({"sharpness": (0.01, 0.02), "confidence": (0.8, 0.9), "projection_2": (-1.0, 0.0)})
     reference = Reference.model_construct(images=10, edges=edges, ratios={})  # of an earlier release, without margin
     usual = (0.5, 0.2, 0.3, 0.015, 0.85, 1.5, 3.0, "apple")
     others = {
@@ -194,6 +194,7 @@ def test_what_lies_beyond_three_of_the_outer_bins_is_outlying() -> None:
         (1.41, *usual[1:]): ["brightness"],
         (0.5, 0.9, 0.9, 0.2, 0.0, 99.0, 99.0, "lemon"): ["sharpness", "energy"],
         (float("nan"), *usual[1:]): ["brightness"],
+        (*usual, 0.0, -7.0, 9.0): ["projection_2"],
     }
 
     assert reference.outlying(usual) == []
@@ -204,8 +205,9 @@ def test_of_images_like_those_of_the_reference_few_are_outlying() -> None:
     random = Random(0)
 
     def normal() -> Any:
-        return (*(random.gauss(0.5, 0.1) for _ in range(4)), 0.9, random.gauss(5, 1), random.gauss(5, 1), "apple")
+        numbers = (*(random.gauss(0.5, 0.1) for _ in range(4)), 0.9, random.gauss(5, 1), random.gauss(5, 1))
+        return (*numbers, "apple", *(random.gauss(0, 0.01) for _ in PROJECTIONS))
 
     reference = build([normal() for _ in range(1000)], CLASSES)
     outlying = [reference.outlying(normal()) for _ in range(1000)]
-    assert 10 < sum(map(bool, outlying)) < 120  # six features, 0.9 % of each
+    assert 10 < sum(map(bool, outlying)) < 160  # nine features, 0.9 % of each
