@@ -3,7 +3,7 @@
 import ctypes
 import io
 import json
-from typing import Any, Callable, Dict, Iterable, List, Sequence
+from typing import Any, Callable, Dict, Iterable, List, Tuple
 
 import safetensors
 import safetensors.torch
@@ -69,10 +69,10 @@ def load_model(bundle: Bundle, allow_pickle: bool = False, engine: str = "") -> 
     grey = _grey(bundle)
     if (engine or bundle.manifest.engine) == ONNX_RUNTIME:
         exported = _load_onnx(bundle)
-        _check_logits(exported, grey, bundle, (len(PROJECTIONS) if exported.output == WITH_PROJECTIONS else 0,))
+        _check_logits(exported, grey, bundle, len(PROJECTIONS) if exported.output == WITH_PROJECTIONS else 0)
         return exported
-    model: Model = build_model(bundle, allow_pickle)
-    projections = (0,) if bundle.manifest.architecture == TORCHSCRIPT else (0, len(PROJECTIONS))
+    model: Model
+    model, projections = build_model(bundle, allow_pickle)
     _check_logits(model, grey, bundle, projections)
     # TorchScript is served as it is: freezing it would change the last digits of its logits; its author can freeze it.
     if bundle.manifest.architecture in (FRUIT_CLASSIFIER, TORCHSCRIPT):
@@ -82,23 +82,28 @@ def load_model(bundle: Bundle, allow_pickle: bool = False, engine: str = "") -> 
     return compiled
 
 
-def build_model(bundle: Bundle, allow_pickle: bool = False) -> nn.Module:
+def build_model(bundle: Bundle, allow_pickle: bool = False) -> Tuple[nn.Module, int]:
     """Build the model of a bundle and load its weights, in evaluation mode; it takes what `load_model`'s takes.
+
+    Returns:
+        The model, and how many projections it answers with after the logits.
 
     Raises:
         BundleError: the architecture is unknown, or the weights do not fit it or are not safe to load.
     """
     manifest = bundle.manifest
-    network = _load_torchscript(bundle) if manifest.architecture == TORCHSCRIPT else _load_network(bundle, allow_pickle)
-    if manifest.architecture != TORCHSCRIPT:
-        add_projections(network, len(manifest.classes))
+    if manifest.architecture == TORCHSCRIPT:
+        network, projections = _load_torchscript(bundle), 0
+    else:
+        network = _load_network(bundle, allow_pickle)
+        projections = add_projections(network, len(manifest.classes))
     if isinstance(network, FruitClassifier):
         network.prepare_for_inference(manifest.mean, manifest.std)
         model: nn.Module = network
     else:
         model = Normalised(network, manifest.mean, manifest.std)
     # The bytes of a PIL image have this order already, and convolutions are faster with it.
-    return model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return model.eval().requires_grad_(False).to(memory_format=torch.channels_last), projections
 
 
 def export_model(bundle: Bundle, allow_pickle: bool = False) -> bytes:
@@ -108,10 +113,9 @@ def export_model(bundle: Bundle, allow_pickle: bool = False) -> bytes:
         BundleError: what `build_model` raises.
         OnnxError: it cannot be exported.
     """
-    model = build_model(bundle, allow_pickle).to(memory_format=torch.contiguous_format)
-    grey = _grey(bundle).contiguous()
-    has_projections = model(grey).shape[1] > len(bundle.manifest.classes)
-    return export(model, grey, WITH_PROJECTIONS if has_projections else LOGITS)
+    model, projections = build_model(bundle, allow_pickle)
+    output = WITH_PROJECTIONS if projections else LOGITS
+    return export(model.to(memory_format=torch.contiguous_format), _grey(bundle).contiguous(), output)
 
 
 def _load_onnx(bundle: Bundle) -> OnnxNetwork:
@@ -134,10 +138,10 @@ def _grey(bundle: Bundle) -> Tensor:
     return torch.full((1, 3, size, size), 128.0).contiguous(memory_format=torch.channels_last)
 
 
-def _check_logits(model: Model, grey: Tensor, bundle: Bundle, projections: Sequence[int]) -> None:
-    """Run a model twice and check its logits; TorchScript needs these runs to optimise itself.
+def _check_logits(model: Model, grey: Tensor, bundle: Bundle, projections: int) -> None:
+    """Run a model twice and check its logits, and that so many projections follow.
 
-    After them, it may have any of these numbers of projections.
+    TorchScript needs these runs to optimise itself.
     """
     manifest = bundle.manifest
     size, classes, weights = manifest.input_size, len(manifest.classes), bundle.weights_path
@@ -152,10 +156,11 @@ def _check_logits(model: Model, grey: Tensor, bundle: Bundle, projections: Seque
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         got = f"{logits.dtype} numbers" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise BundleError(f"{weights} answers an image with {got}, but a float tensor of logits is expected.")
-    if logits.shape not in {(1, classes + number) for number in projections}:
-        more = f", and {projections[0]} projections" if projections[0] else ""
-        wanted = f"(1, {classes + projections[0]}) is expected: a logit for each of the {classes} classes of {MANIFEST}"
-        wanted += more
+    if logits.shape != (1, classes + projections):
+        more = f", and {projections} projections" if projections else ""
+        wanted = (
+            f"(1, {classes + projections}) is expected: a logit for each of the {classes} classes of {MANIFEST}{more}"
+        )
         raise BundleError(f"{weights} answers an image with the shape {tuple(logits.shape)}, but {wanted}.")
     if not torch.isfinite(logits).all():
         values = ", ".join(f"{value:.3g}" for value in logits[0].tolist()[:10])

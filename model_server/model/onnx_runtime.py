@@ -48,7 +48,6 @@ class OnnxNetwork:
             self._session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its own classes of errors are private
             raise OnnxError(f"onnxruntime {onnxruntime.__version__} cannot load it: {_first_line(error)}") from error
-
         self.output: str = self._session.get_outputs()[0].name
 
     def __call__(self, pixels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from model_server.model.reference import PROJECTIONS
 
 
-def add_projections(network: nn.Module, classes: int) -> None:
+def add_projections(network: nn.Module, classes: int) -> int:
     """Let a network answer with the projections after the logits: outputs of shape (N, classes + len(PROJECTIONS)).
 
     Each is the sum of the last layer's inputs with random signs (Achlioptas, 2003, "Database-friendly random
@@ -23,10 +23,13 @@ def add_projections(network: nn.Module, classes: int) -> None:
     Args:
         network: with its weights loaded.
         classes: number of its outputs.
+
+    Returns:
+        How many were added.
     """
     linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
     if not linear or linear[-1].out_features != classes:
-        return
+        return 0
     last = linear[-1]
     signs = Random("projections")
     rows = [[(-1.0 if signs.random() < 0.5 else 1.0) for _ in range(last.in_features)] for _ in PROJECTIONS]
@@ -34,6 +37,7 @@ def add_projections(network: nn.Module, classes: int) -> None:
     if last.bias is not None:
         last.bias = _with(last.bias, torch.zeros(len(PROJECTIONS)))
     last.out_features += len(PROJECTIONS)
+    return len(PROJECTIONS)
 
 
 def _with(parameter: nn.Parameter, more: torch.Tensor) -> nn.Parameter:

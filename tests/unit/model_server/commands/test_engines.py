@@ -147,7 +147,7 @@ def test_both_engines_have_the_same_projections(exported: Path, count: int) -> N
 def test_an_export_of_an_earlier_release_has_no_projections(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = read_bundle(exported)
     with monkeypatch.context() as patch:
-        patch.setattr(loading, "add_projections", lambda *_: None)
+        patch.setattr(loading, "add_projections", lambda *_: 0)
         earlier = bundle._replace(onnx=loading.export_model(bundle, allow_pickle=True))
     (answer,) = Classifier(earlier).classify_batch([torch.zeros(1, 3, 64, 64)])
     assert (answer.logits.shape, answer.projections.shape) == ((3,), (0,))
