@@ -24,7 +24,7 @@ class WeightsSettings(BaseSettings):
     allow_pickle: bool = Field(
         False, description="load a weights.pt with torch before 2.6, in which such a file can run code"
     )
-    engine: Literal["", "torch", "onnxruntime"] = Field(
+    engine: Literal["", "torch", "onnxruntime", "ncnn"] = Field(
         "", description="what runs the model; empty: what its bundle says"
     )
 

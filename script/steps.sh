@@ -122,12 +122,12 @@ torchvision_installed() {
   [ -e "$TORCHVISION" ] || step "torchvision is installed into $TORCHVISION" install_torchvision
 }
 
-# ONNX Runtime, and what exports networks for it, are beside torchvision, whose numpy they use.
-install_onnx() {
-  python -m pip install --disable-pip-version-check --no-compile --no-deps --target "$TORCHVISION" onnx onnxruntime flatbuffers ml-dtypes protobuf
+# The engines, and what exports networks for them, are beside torchvision, whose numpy they use.
+install_engines() {
+  python -m pip install --disable-pip-version-check --no-compile --no-deps --target "$TORCHVISION" onnx onnxruntime flatbuffers ml-dtypes protobuf ncnn pnnx
 }
-onnx_installed() {
-  [ -e "$TORCHVISION/onnxruntime" ] || step "ONNX Runtime is installed into $TORCHVISION" install_onnx
+engines_installed() {
+  [ -e "$TORCHVISION/ncnn" ] || step "ONNX Runtime and ncnn are installed into $TORCHVISION" install_engines
 }
 
 install_packages() { # PACKAGE...

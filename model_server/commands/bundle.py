@@ -21,10 +21,9 @@ from model_server.commands.images import find_images, read_images
 from model_server.model.accuracy import Accuracy, measure
 from model_server.model.bundle import (
     ACCURACY,
+    EXPORTS,
     FRUIT_CLASSIFIER,
     MANIFEST,
-    ONNX,
-    ONNX_RUNTIME,
     REFERENCE,
     TORCH,
     TORCHSCRIPT,
@@ -131,7 +130,7 @@ def add_bundle(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
     making.add_argument(
         "--engine",
-        choices=(TORCH, ONNX_RUNTIME),
+        choices=(TORCH, *EXPORTS),
         default="",
         help="what runs the model (default: the fastest that is installed here and gives the same logits)",
     )
@@ -174,9 +173,9 @@ def create(options: argparse.Namespace) -> None:
     bundle = make_bundle(options.directory, weights, fields)._replace(weights_path=options.weights)
     choice = choose(bundle, options.engine, _say)
     fields.update(choice.fields)
-    bundle = make_bundle(options.directory, without_pickle(bundle), fields, choice.onnx)
+    bundle = make_bundle(options.directory, without_pickle(bundle), fields, choice.exports)
     _describe(bundle, choice.classifier)
-    write_bundle(options.directory, bundle.weights, fields, onnx=choice.onnx)
+    write_bundle(options.directory, bundle.weights, fields, exports=choice.exports)
     _say(f"written: {options.directory}")
 
 
@@ -232,8 +231,7 @@ def pack(options: argparse.Namespace) -> None:
     for name, part in ((REFERENCE, bundle.reference), (ACCURACY, bundle.accuracy)):
         if part is not None:
             files[name] = read_bytes(options.directory / name)
-    if bundle.onnx is not None:
-        files[ONNX] = bundle.onnx
+    files.update({EXPORTS[engine].file: content for engine, content in bundle.exports.items()})
     archive = _archive(files)
     try:
         write_whole(options.archive, archive)

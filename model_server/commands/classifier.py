@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from model_server.commands import CommandError
-from model_server.model.bundle import ONNX_RUNTIME, TORCHSCRIPT, Bundle, BundleError
+from model_server.model.bundle import TORCHSCRIPT, Bundle, BundleError
 from model_server.settings import read_weights_settings
 
 if TYPE_CHECKING:  # the import of torch takes seconds
@@ -31,19 +31,19 @@ def load_classifier(bundle: Bundle, engine: str = "") -> "Classifier":
     return Classifier(bundle, settings.allow_pickle, engine or settings.engine)
 
 
-def export_onnx(bundle: Bundle) -> bytes:
-    """Return the model of a bundle as an ONNX file.
+def export(bundle: Bundle, engine: str) -> bytes:
+    """Return the model of a bundle as the file of an engine other than torch.
 
     Raises:
         CommandError: it cannot be exported.
     """
-    from model_server.model.loading import export_model  # noqa: PLC0415 - imports torch
-    from model_server.model.onnx_runtime import OnnxError  # noqa: PLC0415
+    from model_server.model.exporting import EngineError  # noqa: PLC0415 - imports torch, as does the next
+    from model_server.model.loading import export_model  # noqa: PLC0415
 
     try:
-        return export_model(bundle, read_weights_settings().allow_pickle)
-    except OnnxError as error:
-        raise CommandError(f"{bundle.manifest.architecture} cannot be served by {ONNX_RUNTIME}: {error}.") from error
+        return export_model(bundle, engine, read_weights_settings().allow_pickle)
+    except EngineError as error:
+        raise CommandError(f"{bundle.manifest.architecture} cannot be served by {engine}: {error}.") from error
 
 
 def without_pickle(bundle: Bundle) -> bytes:

@@ -6,15 +6,15 @@ Each way is proved on drawings before it counts: its logits must be those of tor
 import math
 import time
 from random import Random
-from typing import TYPE_CHECKING, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, NamedTuple, Sequence
 
 from model_server.commands import CommandError
-from model_server.commands.classifier import export_onnx, load_classifier
+from model_server.commands.classifier import export, load_classifier
 from model_server.commands.drawings import FRUITS, draw_fruit
 from model_server.model.bundle import (
+    EXPORTS,
     FRUIT_CLASSIFIER,
     LARGEST_BATCH,
-    ONNX_RUNTIME,
     TORCH,
     TORCHSCRIPT,
     Bundle,
@@ -38,12 +38,12 @@ class Choice(NamedTuple):
 
     Attributes:
         fields: of the manifest: `engine` and `batch_size`; none where there is no choice.
-        onnx: the exported model, for its engine.
+        exports: the exported model, by its engine.
         classifier: that runs so.
     """
 
     fields: Dict[str, object]
-    onnx: Optional[bytes]
+    exports: Mapping[str, bytes]
     classifier: "Classifier"
 
 
@@ -61,34 +61,34 @@ def choose(bundle: Bundle, wanted: str, say: Callable[[str], None]) -> Choice:
     """
     torch = load_classifier(bundle, TORCH)
     if bundle.manifest.architecture in (FRUIT_CLASSIFIER, TORCHSCRIPT):
-        if wanted == ONNX_RUNTIME:
+        if wanted in EXPORTS:
             raise CommandError(
-                f"{bundle.manifest.architecture} is served by torch alone: --engine {ONNX_RUNTIME} is for the "
+                f"{bundle.manifest.architecture} is served by torch alone: --engine {wanted} is for the "
                 "architectures of torchvision."
             )
-        return Choice({}, None, torch)
+        return Choice({}, {}, torch)
     images = _draw(torch)
     expected = [torch.logits(image) for image in images]
     best = _measure(torch, images, expected)
     say(f"tried:        {TORCH}: {best}")
-    onnx = None
-    if wanted != TORCH:
+    choice = Choice({"engine": TORCH, "batch_size": best.batch_size}, {}, torch)
+    for engine in () if wanted == TORCH else (wanted,) if wanted else EXPORTS:
         try:
-            onnx = export_onnx(bundle)
-            other = load_classifier(_with(bundle, onnx, 1), ONNX_RUNTIME)
+            exported = export(bundle, engine)
+            other = load_classifier(_with(bundle, engine, exported, 1))
             _prove(other, images, expected)
         except (BundleError, CommandError) as error:
             if wanted:
                 raise
-            say(f"not chosen:   {ONNX_RUNTIME}: {error}")
-        else:
-            found = _measure(other, images, expected)
-            say(f"tried:        {ONNX_RUNTIME}: {found}")
-            if wanted or found.single < WORTH_IT * best.single:
-                fields = {"engine": ONNX_RUNTIME, "batch_size": found.batch_size}
-                classifier = load_classifier(_with(bundle, onnx, found.batch_size), ONNX_RUNTIME)
-                return Choice(fields, onnx, classifier)
-    return Choice({"engine": TORCH, "batch_size": best.batch_size}, None, torch)
+            say(f"not chosen:   {engine}: {error}")
+            continue
+        found = _measure(other, images, expected)
+        say(f"tried:        {engine}: {found}")
+        if wanted or found.single < WORTH_IT * best.single:
+            best = found
+            classifier = load_classifier(_with(bundle, engine, exported, found.batch_size))
+            choice = Choice({"engine": engine, "batch_size": found.batch_size}, {engine: exported}, classifier)
+    return choice
 
 
 class _Figures(NamedTuple):
@@ -101,13 +101,14 @@ class _Figures(NamedTuple):
         return f"{1e3 * self.single:.1f} ms for an image{batches}"
 
 
-def _with(bundle: Bundle, onnx: bytes, batch_size: int) -> Bundle:
+def _with(bundle: Bundle, engine: str, exported: bytes, batch_size: int) -> Bundle:
     fields = {
         **bundle.manifest.model_dump(exclude={"weights_sha256"}),
-        "engine": ONNX_RUNTIME,
+        "engine": engine,
         "batch_size": batch_size,
     }
-    return make_bundle(bundle.path, bundle.weights, fields, onnx)._replace(weights_path=bundle.weights_path)
+    made = make_bundle(bundle.path, bundle.weights, fields, {engine: exported})
+    return made._replace(weights_path=bundle.weights_path)
 
 
 def _draw(classifier: "Classifier") -> "List[Tensor]":

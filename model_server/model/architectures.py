@@ -27,6 +27,13 @@ class Normalised(nn.Module):
     def forward(self, pixels: Tensor) -> Any:
         return self.network(torch.addcmul(self.shift, pixels, self.scale))
 
+    def as_layers(self) -> nn.Module:
+        """Return the same as layers, for an exporter that does not know `addcmul`."""
+        normalise = nn.BatchNorm2d(3, eps=0, affine=False)
+        normalise.running_mean = -(self.shift / self.scale).flatten()
+        normalise.running_var = (1 / self.scale**2).flatten()
+        return nn.Sequential(normalise, self.network).eval()
+
 
 # Networks with auxiliary classifiers, which only training needs, and the prefix of their keys.
 AUXILIARY = {"googlenet": "aux", "inception_v3": "AuxLogits."}

@@ -1,8 +1,8 @@
 """A bundle: the directory that holds one model.
 
 `model.yaml` is about it, and `weights.safetensors` or `weights.pt` its state dict or TorchScript. Others may be absent:
-`model.onnx` is the same model for ONNX Runtime, `reference.json` the reference that its requests are compared with, and
-`accuracy.json` how often it is right.
+`model.onnx` and `model.ncnn.zip` are the same model for another engine, `reference.json` is the reference that its
+requests are compared with, and `accuracy.json` how often it is right.
 docs/models.md has the fields, and how `model-server bundle` makes, checks and packs bundles.
 """
 
@@ -15,7 +15,8 @@ import shutil
 import tempfile
 from datetime import date
 from pathlib import Path
-from typing import Dict, Literal, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar, Union
+from types import MappingProxyType
+from typing import Dict, Literal, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
@@ -25,12 +26,22 @@ from model_server.model.reference import PREDICTED_CLASS, Reference, write_json
 
 MANIFEST = "model.yaml"
 SAFETENSORS, PICKLED = "weights.safetensors", "weights.pt"  # a bundle has one of them
-ONNX = "model.onnx"
 REFERENCE, ACCURACY = "reference.json", "accuracy.json"
 FRUIT_CLASSIFIER, TORCHSCRIPT = "fruit_classifier", "torchscript"  # the other architectures are torchvision's
-TORCH, ONNX_RUNTIME = "torch", "onnxruntime"  # the engines
+TORCH, ONNX_RUNTIME, NCNN = "torch", "onnxruntime", "ncnn"  # the engines
 LARGEST_SIDE = 4096  # pixels
 LARGEST_BATCH = 4  # a batch of 8 would gain another 10 %, but each request would wait twice as long
+
+
+class Export(NamedTuple):
+    """The file that an engine takes in place of the weights, and the field of the manifest for its SHA-256."""
+
+    file: str
+    field: str
+
+
+EXPORTS = {ONNX_RUNTIME: Export("model.onnx", "onnx_sha256"), NCNN: Export("model.ncnn.zip", "ncnn_sha256")}
+NOTHING_EXPORTED: Mapping[str, bytes] = MappingProxyType({})
 
 Model = TypeVar("Model", bound=BaseModel)
 Triple = Tuple[float, float, float]
@@ -65,9 +76,10 @@ class Manifest(BaseModel):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     antialias: bool = True
     exif_orientation: bool = False
-    engine: Literal["torch", "onnxruntime"] = "torch"
+    engine: Literal["torch", "onnxruntime", "ncnn"] = "torch"
     batch_size: Optional[int] = Field(None, ge=1, le=LARGEST_BATCH)
     onnx_sha256: Optional[str] = Field(None, pattern="^[0-9a-f]{64}$")
+    ncnn_sha256: Optional[str] = Field(None, pattern="^[0-9a-f]{64}$")
 
     @field_validator("name", "version")
     @classmethod
@@ -113,13 +125,16 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _exported(self) -> "Manifest":
-        if self.engine == ONNX_RUNTIME and self.onnx_sha256 is None:
-            raise ValueError(f"engine {ONNX_RUNTIME} needs {ONNX} and its onnx_sha256")
+        export = EXPORTS.get(self.engine)
+        if export and getattr(self, export.field) is None:
+            raise ValueError(f"engine {self.engine} needs {export.file} and its {export.field}")
+        if self.engine == NCNN and (self.batch_size or 1) > 1:
+            raise ValueError(f"batch_size is {self.batch_size}, but the engine {NCNN} takes one image; set it to 1")
         return self
 
 
 class Bundle(NamedTuple):
-    """A bundle as read from disk: `weights` and `onnx` are bytes whose SHA-256 was verified."""
+    """A bundle as read from disk: `weights` and `exports`, by engine, are bytes whose SHA-256 was verified."""
 
     path: Path
     manifest: Manifest
@@ -127,7 +142,7 @@ class Bundle(NamedTuple):
     weights: bytes
     reference: Optional[Reference] = None
     accuracy: Optional[Accuracy] = None
-    onnx: Optional[bytes] = None
+    exports: Mapping[str, bytes] = NOTHING_EXPORTED
 
     @property
     def is_safetensors(self) -> bool:
@@ -176,17 +191,17 @@ def read_model(path: Path) -> Bundle:
         raise BundleError(f"{manifest_path} lacks the field weights_sha256; {beside}.")
     if sha256 != manifest.weights_sha256:
         raise BundleError(f"{weights_path} has SHA-256 {sha256}, but {MANIFEST} expects {manifest.weights_sha256}.")
-    return Bundle(path, manifest, weights_path, weights, onnx=_read_onnx(path / ONNX, manifest.onnx_sha256))
+    sums = {engine: (path / export.file, getattr(manifest, export.field)) for engine, export in EXPORTS.items()}
+    exports = {engine: _read_verified(*of_file) for engine, of_file in sums.items() if of_file[1] is not None}
+    return Bundle(path, manifest, weights_path, weights, exports=exports)
 
 
-def _read_onnx(path: Path, expected: Optional[str]) -> Optional[bytes]:
-    if expected is None:
-        return None
-    onnx = read_bytes(path)
-    sha256 = hashlib.sha256(onnx).hexdigest()
+def _read_verified(path: Path, expected: str) -> bytes:
+    content = read_bytes(path)
+    sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != expected:
         raise BundleError(f"{path} has SHA-256 {sha256}, but {MANIFEST} expects {expected}.")
-    return onnx
+    return content
 
 
 def read_reference(path: Path, classes: Sequence[str]) -> Reference:
@@ -203,16 +218,19 @@ def read_reference(path: Path, classes: Sequence[str]) -> Reference:
     return reference
 
 
-def make_bundle(path: Path, weights: bytes, fields: Dict[str, object], onnx: Optional[bytes] = None) -> Bundle:
+def make_bundle(
+    path: Path, weights: bytes, fields: Dict[str, object], exports: Mapping[str, bytes] = NOTHING_EXPORTED
+) -> Bundle:
     """Return the bundle that is to be at `path`; `fields` are the manifest's but for the checksums.
 
     Raises:
         BundleError: a field is missing or has a value that is not allowed.
     """
     sha256 = hashlib.sha256(weights).hexdigest()
-    sums = {"weights_sha256": sha256, **({} if onnx is None else {"onnx_sha256": hashlib.sha256(onnx).hexdigest()})}
+    sums = {"weights_sha256": sha256}
+    sums.update({EXPORTS[engine].field: hashlib.sha256(content).hexdigest() for engine, content in exports.items()})
     manifest = _validate(path / MANIFEST, {**fields, **sums}, Manifest)
-    bundle = Bundle(path, manifest, path / PICKLED, weights, onnx=onnx)
+    bundle = Bundle(path, manifest, path / PICKLED, weights, exports=exports)
     return bundle._replace(weights_path=path / SAFETENSORS) if bundle.is_safetensors else bundle
 
 
@@ -221,14 +239,14 @@ def write_bundle(
     weights: bytes,
     fields: Dict[str, object],
     findings: Findings = NO_FINDINGS,
-    onnx: Optional[bytes] = None,
+    exports: Mapping[str, bytes] = NOTHING_EXPORTED,
 ) -> None:
     """Write a bundle at `path`, whole or not at all; `fields` are the manifest's but for the checksums.
 
     Raises:
         BundleError: a field is wrong, there is something at `path` already, or it cannot be written.
     """
-    bundle = make_bundle(path, weights, fields, onnx)
+    bundle = make_bundle(path, weights, fields, exports)
     refuse_existing(path)
     staging = None
     try:
@@ -236,8 +254,8 @@ def write_bundle(
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=str(path.parent)))
         staging.chmod(0o755)
         (staging / bundle.weights_path.name).write_bytes(weights)
-        if onnx is not None:
-            (staging / ONNX).write_bytes(onnx)
+        for engine, content in exports.items():
+            (staging / EXPORTS[engine].file).write_bytes(content)
         text = yaml.safe_dump(bundle.manifest.model_dump(mode="json", exclude_unset=True), sort_keys=False)
         (staging / MANIFEST).write_text(text, encoding="utf-8")
         for name, found in ((REFERENCE, findings.reference), (ACCURACY, findings.accuracy)):

@@ -3,18 +3,20 @@
 import ctypes
 import io
 import json
-from typing import Any, Callable, Dict, Iterable, List, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Tuple, Type, Union
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from model_server.model import ncnn_network, onnx_runtime
 from model_server.model.architectures import ArchitectureError, Normalised, build_network
 from model_server.model.bundle import (
+    EXPORTS,
     FRUIT_CLASSIFIER,
     MANIFEST,
-    ONNX,
+    NCNN,
     ONNX_RUNTIME,
     PICKLED,
     SAFETENSORS,
@@ -22,8 +24,10 @@ from model_server.model.bundle import (
     Bundle,
     BundleError,
 )
+from model_server.model.exporting import LOGITS, WITH_PROJECTIONS, EngineError
 from model_server.model.fruit_classifier import FruitClassifier
-from model_server.model.onnx_runtime import LOGITS, WITH_PROJECTIONS, OnnxError, OnnxNetwork, export
+from model_server.model.ncnn_network import NcnnNetwork
+from model_server.model.onnx_runtime import OnnxNetwork
 from model_server.model.projections import add_projections
 from model_server.model.reference import PROJECTIONS
 from model_server.model.torchscript import compile_for, is_torchscript, load_torchscript
@@ -47,6 +51,7 @@ SAFETENSORS_TYPES = {
 }
 
 Model = Callable[[Tensor], Tensor]
+NETWORKS: Dict[str, Type[Union[NcnnNetwork, OnnxNetwork]]] = {NCNN: NcnnNetwork, ONNX_RUNTIME: OnnxNetwork}
 
 
 def load_model(bundle: Bundle, allow_pickle: bool = False, engine: str = "") -> Model:
@@ -67,8 +72,9 @@ def load_model(bundle: Bundle, allow_pickle: bool = False, engine: str = "") -> 
             no logits; or the engine is not installed.
     """
     grey = _grey(bundle)
-    if (engine or bundle.manifest.engine) == ONNX_RUNTIME:
-        exported = _load_onnx(bundle)
+    engine = engine or bundle.manifest.engine
+    if engine in EXPORTS:
+        exported = _load_exported(bundle, engine)
         _check_logits(exported, grey, bundle, len(PROJECTIONS) if exported.output == WITH_PROJECTIONS else 0)
         return exported
     model: Model
@@ -106,29 +112,33 @@ def build_model(bundle: Bundle, allow_pickle: bool = False) -> Tuple[nn.Module, 
     return model.eval().requires_grad_(False).to(memory_format=torch.channels_last), projections
 
 
-def export_model(bundle: Bundle, allow_pickle: bool = False) -> bytes:
-    """Return the model of a bundle as an ONNX file.
+def export_model(bundle: Bundle, engine: str, allow_pickle: bool = False) -> bytes:
+    """Return the model of a bundle as the file of an engine other than torch.
 
     Raises:
         BundleError: what `build_model` raises.
-        OnnxError: it cannot be exported.
+        EngineError: it cannot be exported.
     """
     model, projections = build_model(bundle, allow_pickle)
     output = WITH_PROJECTIONS if projections else LOGITS
-    return export(model.to(memory_format=torch.contiguous_format), _grey(bundle).contiguous(), output)
+    model, example = model.to(memory_format=torch.contiguous_format), _grey(bundle).contiguous()
+    if engine == NCNN:
+        return ncnn_network.export(model.as_layers() if isinstance(model, Normalised) else model, example, output)
+    return onnx_runtime.export(model, example, output)
 
 
-def _load_onnx(bundle: Bundle) -> OnnxNetwork:
-    if bundle.onnx is None:
+def _load_exported(bundle: Bundle, engine: str) -> Union[NcnnNetwork, OnnxNetwork]:
+    file = EXPORTS[engine].file
+    if engine not in bundle.exports:
         raise BundleError(
-            f"{bundle.path} has no {ONNX} for the engine {ONNX_RUNTIME}: make the bundle again with "
-            f"`model-server bundle create --engine {ONNX_RUNTIME}`, or let {PREFIX}ENGINE be empty."
+            f"{bundle.path} has no {file} for the engine {engine}: make the bundle again with "
+            f"`model-server bundle create --engine {engine}`, or let {PREFIX}ENGINE be empty."
         )
     try:
-        return OnnxNetwork(bundle.onnx)
-    except OnnxError as error:
+        return NETWORKS[engine](bundle.exports[engine])
+    except EngineError as error:
         raise BundleError(
-            f"{bundle.path / ONNX} cannot be served: {error}; install the extra onnxruntime of model-server, or set "
+            f"{bundle.path / file} cannot be served: {error}; install the extra {engine} of model-server, or set "
             f"{PREFIX}ENGINE=torch (the role's model_server_engine) to go without it."
         ) from error
 

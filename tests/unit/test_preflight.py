@@ -79,7 +79,7 @@ WRONG: Dict[str, Dict[str, Any]] = {
             {"model_server_samples_below_confidence": 50},
             "model_server_samples_below_confidence is 50; set it to a number from 0 to 1.",
         ),
-        "unknown_engine": ({"model_server_engine": "tensorrt"}, "is 'tensorrt'; set it to torch or onnxruntime,"),
+        "unknown_engine": ({"model_server_engine": "tensorrt"}, "is 'tensorrt'; set it to torch, onnxruntime or ncnn,"),
         "unknown_decoding": ({"model_server_decoding": "slow"}, "is 'slow'; set it to exact or fast."),
         "missing_bundle": (
             {"model_server_bundle": "/no/such/bundle"},

@@ -190,22 +190,23 @@ def test_torch_of_each_interpreter_has_a_checksum(python: str) -> None:
     ("given", "manifest", "locks"),
     [
         (True, {"engine": "onnxruntime"}, ["requirements.txt", "requirements-onnxruntime.txt"]),
+        (True, {"engine": "ncnn"}, ["requirements.txt", "requirements-ncnn.txt"]),
         (True, {"engine": "torch"}, ["requirements.txt"]),
         (True, {}, ["requirements.txt"]),
         (False, {}, ["requirements.txt"]),
     ],
-    ids=["onnxruntime", "torch", "earlier", "none"],
+    ids=["onnxruntime", "ncnn", "torch", "earlier", "none"],
 )
-def test_onnx_runtime_is_installed_for_bundles_that_need_it(
+def test_other_engines_are_installed_for_bundles_that_need_them(
     given: bool, manifest: Dict[str, str], locks: List[str]
 ) -> None:
     (role,) = (role for role in ROLES if role.name == "model_server")
     variables = load(role / "vars/main.yml")
     environment = jinja2.nativetypes.NativeEnvironment()
     known = {"__model_server_given": given, "__model_server_named": manifest, "model_server_torchvision": False}
-    needed = environment.from_string(variables["__model_server_onnxruntime"]).render(known)
+    needed = environment.from_string(variables["__model_server_other_engine"]).render(known)
     template = environment.from_string(variables["__model_server_locks"])
-    wanted: Any = template.render(known, __model_server_onnxruntime=needed)  # a list: this environment is a native one
+    wanted: Any = template.render(known, __model_server_other_engine=needed)  # a list: this environment is a native one
     assert wanted == locks
     assert all((role / "files" / lock).exists() for lock in wanted)
 

@@ -61,9 +61,12 @@ def logits(directory: Path, engine: str = "") -> Any:
     return classifier.logits(torch.randint(0, 256, (1, 3, 64, 64)).float())
 
 
-def with_engine() -> None:
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
+def with_engines() -> None:
+    for package in ("onnx", "onnxruntime", "pnnx", "ncnn"):
+        pytest.importorskip(package)
+
+
+FILES = {"onnxruntime": "model.onnx", "ncnn": "model.ncnn.zip"}
 
 
 @pytest.mark.parametrize(("times", "size"), [({1: 1.0, 4: 0.85}, 4), ({1: 1.0, 4: 0.95}, 1)], ids=["gain", "none"])
@@ -81,7 +84,7 @@ def test_batches_are_chosen_where_they_are_a_tenth_faster(
     written = create(weights, tmp_path / "bundle", "--engine", "torch")
     assert (written["engine"], written["batch_size"]) == ("torch", size)
     assert Classifier(read_bundle(tmp_path / "bundle")).batch_size == size
-    assert not (tmp_path / "bundle" / "model.onnx").exists()
+    assert not any((tmp_path / "bundle" / file).exists() for file in FILES.values())
 
 
 def test_batches_that_give_other_logits_are_not_chosen(
@@ -95,28 +98,29 @@ def test_batches_that_give_other_logits_are_not_chosen(
     assert create(weights, tmp_path / "bundle", "--engine", "torch")["batch_size"] == 1
 
 
-def test_a_bundle_for_onnx_runtime_gives_the_same_logits(
-    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("engine", FILES)
+def test_a_bundle_for_another_engine_gives_the_same_logits(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
-    with_engine()
+    with_engines()
     bundle = tmp_path / "bundle"
-    assert create(weights, bundle, "--engine", "onnxruntime")["engine"] == "onnxruntime"
-    assert "engine:       onnxruntime" in capsys.readouterr().out
+    assert create(weights, bundle, "--engine", engine)["engine"] == engine
+    assert f"engine:       {engine}" in capsys.readouterr().out
     torch.testing.assert_close(logits(bundle), logits(bundle, "torch"), rtol=1e-4, atol=1e-5)
 
     main(["bundle", "pack", str(bundle), str(tmp_path / "bundle.tar.gz")])
     said = capsys.readouterr().out
-    assert "holds model.onnx, model.yaml, weights.safetensors" in said
+    assert f"holds {FILES[engine]}, model.yaml, weights.safetensors" in said
     assert "model_server_torchvision" not in said
     monkeypatch.setenv("MODEL_SERVER_ENGINE", "torch")
     main(["bundle", "check", str(bundle)])
     assert "engine:       torch\n" in capsys.readouterr().out
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a bundle for ONNX Runtime of a network with projections."""
-    with_engine()
+@pytest.fixture(scope="module", params=FILES)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a bundle for another engine of a network with projections."""
+    with_engines()
     torch.manual_seed(0)
     directory = tmp_path_factory.mktemp("exported")
     torch.save(get_model("mobilenet_v3_small", weights=None, num_classes=3).state_dict(), directory / "trained.pt")
@@ -126,19 +130,22 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
             directory / "trained.pt",
             directory / "bundle",
             "--engine",
-            "onnxruntime",
+            request.param,
             architecture="mobilenet_v3_small",
         )
     return directory / "bundle"
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_both_engines_have_the_same_projections(exported: Path, count: int) -> None:
+def test_engines_have_the_same_projections(exported: Path, count: int) -> None:
+    manifest = read_bundle(exported).manifest
+    if manifest.engine == "ncnn":
+        count = 1  # it takes no batches
     torch.manual_seed(count)
     images = list((torch.rand(count, 3, 64, 64) * 255).split(1))
     theirs, ours = (
         [answer.projections for answer in Classifier(read_bundle(exported), True, engine).classify_batch(images)]
-        for engine in ("torch", "onnxruntime")
+        for engine in ("torch", manifest.engine)
     )
     assert [each.shape for each in ours] == [(len(PROJECTIONS),)] * count
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -148,7 +155,8 @@ def test_an_export_of_an_earlier_release_has_no_projections(exported: Path, monk
     bundle = read_bundle(exported)
     with monkeypatch.context() as patch:
         patch.setattr(loading, "add_projections", lambda *_: 0)
-        earlier = bundle._replace(onnx=loading.export_model(bundle, allow_pickle=True))
+        engine = bundle.manifest.engine
+        earlier = bundle._replace(exports={engine: loading.export_model(bundle, engine, allow_pickle=True)})
     (answer,) = Classifier(earlier).classify_batch([torch.zeros(1, 3, 64, 64)])
     assert (answer.logits.shape, answer.projections.shape) == ((3,), (0,))
 
@@ -163,39 +171,47 @@ def test_projections_are_not_taken_for_classes(exported: Path, classes: str) -> 
         loading.load_model(other)
 
 
-@pytest.mark.parametrize(("gain", "chosen"), [(0.5, "onnxruntime"), (0.95, "torch")])
-def test_the_faster_engine_is_the_default(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float, chosen: str
+@pytest.mark.parametrize(
+    ("others", "chosen"),
+    [((0.5, 0.9), "onnxruntime"), ((0.95, 0.95), "torch"), ((0.5, 0.4), "ncnn"), ((0.5, 0.48), "onnxruntime")],
+)
+def test_the_fastest_engine_is_the_default(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: Any, chosen: str
 ) -> None:
-    with_engine()
-    figures = {"torch": engines._Figures(1.0, 0.9, 1), "onnxruntime": engines._Figures(gain, gain, 1)}
+    with_engines()
+    seconds = {"torch": 1.0, **dict(zip(FILES, others))}
+    figures = {engine: engines._Figures(each, each, 1) for engine, each in seconds.items()}
     monkeypatch.setattr(engines, "_measure", lambda classifier, *_: figures[classifier.engine])
     assert create(weights, tmp_path / "bundle")["engine"] == chosen
-    assert (tmp_path / "bundle" / "model.onnx").exists() == (chosen == "onnxruntime")
+    written = {engine for engine, file in FILES.items() if (tmp_path / "bundle" / file).exists()}
+    assert written == {chosen} - {"torch"}
 
 
 def test_an_engine_that_gives_other_logits_is_not_chosen(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with_engine()
+    with_engines()
     monkeypatch.setattr(engines, "WORTH_IT", 1000)
     monkeypatch.setattr(engines, "TOLERANCE", -1.0)  # what no engine can meet
     assert create(weights, tmp_path / "bundle")["engine"] == "torch"
     said = capsys.readouterr().out
-    assert "not chosen:   onnxruntime: The engine onnxruntime gives other logits than torch: they differ by " in said
-    sentence = refused(weights, tmp_path / "other", "--engine", "onnxruntime")
-    assert sentence.startswith("bundle: The engine onnxruntime gives other logits than torch: ")
+    for engine in FILES:
+        assert f"not chosen:   {engine}: The engine {engine} gives other logits than torch: they differ by " in said
+        sentence = refused(weights, tmp_path / "other", "--engine", engine)
+        assert sentence.startswith(f"bundle: The engine {engine} gives other logits than torch: ")
 
 
-def test_without_onnx_runtime_torch_is_chosen(
+def test_without_other_engines_torch_is_chosen(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in ("onnx", "onnxruntime"):
+    for module in ("onnx", "onnxruntime", "ncnn", "pnnx"):
         monkeypatch.setitem(sys.modules, module, None)
     assert create(weights, tmp_path / "bundle")["engine"] == "torch"
-    assert "not chosen:   onnxruntime: squeezenet1_1 cannot be served by onnxruntime: " in capsys.readouterr().out
-    sentence = refused(weights, tmp_path / "other", "--engine", "onnxruntime")
-    assert sentence.startswith("bundle: squeezenet1_1 cannot be served by onnxruntime: torch ")
+    said = capsys.readouterr().out
+    for engine, reason in (("onnxruntime", "torch "), ("ncnn", "pnnx is not installed")):
+        sentence = f"squeezenet1_1 cannot be served by {engine}: {reason}"
+        assert f"not chosen:   {engine}: {sentence}" in said
+        assert refused(weights, tmp_path / "other", "--engine", engine).startswith(f"bundle: {sentence}")
 
 
 def test_other_architectures_are_served_by_torch_alone(tmp_path: Path) -> None:

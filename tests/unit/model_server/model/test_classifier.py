@@ -78,7 +78,7 @@ def test_batches_are_as_large_as_the_bundle_says_of_its_engine(tmp_path: Path) -
 
     assert load(make_bundle(tmp_path / "small", published_weights(), batch_size=2)).batch_size == 2
     fields = {**FIELDS, "engine": "onnxruntime", "batch_size": 1}
-    write_bundle(tmp_path / "other", to_safetensors(published_weights()), fields, onnx=b"exported")
+    write_bundle(tmp_path / "other", to_safetensors(published_weights()), fields, exports={"onnxruntime": b"exported"})
     assert Classifier(read_bundle(tmp_path / "other"), engine="torch").batch_size == 4
 
 

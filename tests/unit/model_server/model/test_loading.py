@@ -173,18 +173,19 @@ def test_torch_that_a_pickle_can_trick_refuses_it(tmp_path: Path, monkeypatch: p
     load_model(bundle)
 
 
-def test_an_engine_that_cannot_run_the_bundle_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("engine", "file"), [("onnxruntime", "model.onnx"), ("ncnn", "model.ncnn.zip")])
+def test_an_engine_that_cannot_run_the_bundle_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, file: str
+) -> None:
     from model_server.model.loading import load_model, to_safetensors
 
     weights = to_safetensors(published_weights())
-    with pytest.raises(
-        BundleError, match=r"has no model.onnx for the engine onnxruntime: .* let MODEL_SERVER_ENGINE be"
-    ):
-        load_model(make_bundle(tmp_path / "plain", weights), engine="onnxruntime")
-    write_bundle(tmp_path / "exported", weights, {**FIELDS, "engine": "onnxruntime"}, onnx=b"exported")
+    with pytest.raises(BundleError, match=rf"has no {file} for the engine {engine}: .* let MODEL_SERVER_ENGINE be"):
+        load_model(make_bundle(tmp_path / "plain", weights), engine=engine)
+    write_bundle(tmp_path / "exported", weights, {**FIELDS, "engine": engine}, exports={engine: b"exported"})
     exported = read_bundle(tmp_path / "exported")
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(BundleError, match=r"model.onnx cannot be served: onnxruntime is not installed; .*ENGINE=torch"):
+    monkeypatch.setitem(sys.modules, engine, None)
+    with pytest.raises(BundleError, match=rf"{file} cannot be served: {engine} is not installed; .*ENGINE=torch"):
         load_model(exported)
     assert load_model(exported, engine="torch")(torch.zeros(1, 3, 150, 150)).shape == (1, 6)
 

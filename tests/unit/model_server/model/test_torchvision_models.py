@@ -150,5 +150,5 @@ def test_the_commands_of_the_page_lead_from_weights_to_an_archive(
     said = capsys.readouterr().out
     assert "architecture: resnet18, for images of 224×224 pixels" in said
     assert "of 30 images" in said
-    assert ("model_server_torchvision: true" in said) == ("engine:       torch" in said), "ONNX Runtime does without"
+    assert ("model_server_torchvision: true" in said) == ("engine:       torch" in said), "the others do without"
     assert Path("fruits-1.0.tar.gz").exists()
