@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from model_server.metrics._prometheus_client import Observer, value_of
 from model_server.metrics.classes import ClassSeries
 from model_server.metrics.samples import SampleMetrics
 from model_server.model.accuracy import CONFIDENCES, Accuracy, confidence_bin
@@ -121,18 +122,19 @@ class ModelMetrics:
         rejected = Counter(
             "rejected_inputs", "Inputs that no prediction was made for, by reason", ["reason"], registry=self.registry
         )
-        self._bytes = Histogram(
+        sizes = Histogram(
             "input_bytes",
             "Size of the image files that came to be decoded",
             buckets=[1000 * 4**k for k in range(8)],
             registry=self.registry,
         )
-        self._pixels = Histogram(
+        pixels = Histogram(
             "input_pixels",
             "Width × height of the decoded images",
             buckets=[1000 * 4**k for k in range(9)],
             registry=self.registry,
         )
+        self._bytes, self._pixels = Observer(sizes), Observer(pixels)
         self._depth = Gauge("queue_depth", "Predictions that wait", registry=self.registry, multiprocess_mode="livesum")
         self._wait = Gauge(
             "queue_wait_estimate_seconds",
@@ -150,20 +152,22 @@ class ModelMetrics:
             )
             for name, accepted in [*product(key_names, (True, False)), (UNKNOWN_KEY, False)]:
                 self._callers[name, accepted] = callers.labels(name, str(accepted).lower())
-        self._stages = {stage: stages.labels(stage) for stage in STAGES}
+        self._stages = {stage: Observer(stages.labels(stage)) for stage in STAGES}
         labelled = {
-            label: (predictions.labels(label), confidence.labels(label)) for label in self.classes.labels.values()
+            label: (value_of(predictions.labels(label)), Observer(confidence.labels(label)))
+            for label in self.classes.labels.values()
         }
         self._classes = {name: labelled[label] for name, label in self.classes.labels.items()}
         self._reasons = {reason: rejected.labels(reason.value) for reason in Reason}
         self._expected: Sequence[float] = ()
         if accuracy is not None:
             self._expected = accuracy.expected()
-            self._expected_right = Counter(
+            expected_right = Counter(
                 "expected_right_predictions",
                 "Predictions that are right, as far as the model's accuracy by confidence tells",
                 registry=self.registry,
             )
+            self._expected_right = value_of(expected_right)
         self._features = None if reference is None else _FeatureMetrics(reference, self.classes, self.registry)
         keeps_samples = settings is not None and settings.samples_directory is not None
         self.samples = SampleMetrics(self.registry) if keeps_samples else None
@@ -204,7 +208,7 @@ class ModelMetrics:
         if math.isnan(confidence):  # of a broken model; the sum of the histogram would be NaN from then on
             confidence = 0.0
         count, confidences = self._classes[likely_class]
-        count.inc()
+        count.inc(1)
         confidences.observe(confidence)
         if self._expected:
             self._expected_right.inc(self._expected[confidence_bin(confidence)])

@@ -1,12 +1,13 @@
 """The metrics of HTTP requests."""
 
 import time
-from typing import Collection, Dict, Tuple
+from typing import Any, Collection, Dict, Tuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette_exporter import PrometheusMiddleware
 
+from model_server.metrics._prometheus_client import Observer, value_of
 from model_server.metrics.journal import LimitedLog
 
 APP_NAME = "fastapi"
@@ -43,8 +44,8 @@ class RequestMetrics(PrometheusMiddleware):
             registry.register(metric)
         self.families = frozenset(family.name for metric in metrics for family in metric.describe())
         # Looking up a metric by its labels costs more than counting.
-        self._answered: Dict[Tuple[str, str, int], Tuple[Counter, Histogram]] = {}
-        self._in_progress: Dict[str, Gauge] = {}
+        self._answered: Dict[Tuple[str, str, int], Tuple[Any, Observer]] = {}
+        self._in_progress: Dict[str, Any] = {}
 
     def wrap(self, app: ASGIApp) -> "RequestMetrics":
         """Measure the requests to this app."""
@@ -65,8 +66,8 @@ class RequestMetrics(PrometheusMiddleware):
 
         in_progress = self._in_progress.get(method)
         if in_progress is None:
-            in_progress = self._in_progress[method] = self.requests_in_progress.labels(method, APP_NAME)
-        in_progress.inc()
+            in_progress = self._in_progress[method] = value_of(self.requests_in_progress.labels(method, APP_NAME))
+        in_progress.inc(1)
         begun = time.perf_counter()
         try:
             await self.app(scope, receive, watched_send)
@@ -75,7 +76,7 @@ class RequestMetrics(PrometheusMiddleware):
             raise
         finally:
             seconds = time.perf_counter() - begun
-            in_progress.dec()
+            in_progress.inc(-1)
             path = scope["path"]  # an inner middleware may have changed it
             if path in self._paths:
                 self.count(method, path, status, seconds)
@@ -94,10 +95,10 @@ class RequestMetrics(PrometheusMiddleware):
         children = self._answered.get((method, path, status))
         if children is None:
             labels = (method, path, str(status), APP_NAME)
-            children = self.request_count.labels(*labels), self.request_time.labels(*labels)
+            children = value_of(self.request_count.labels(*labels)), Observer(self.request_time.labels(*labels))
             self._answered[method, path, status] = children
         count, duration = children
-        count.inc()
+        count.inc(1)
         duration.observe(seconds)
 
 
