@@ -4,7 +4,7 @@ All are cheap on purpose: the pixels are measured at 900 points at most, whateve
 """
 
 from functools import lru_cache
-from math import sqrt
+from math import exp, log, sqrt
 from typing import List, Tuple
 
 import torch
@@ -23,7 +23,8 @@ _BELOW = tuple(-part for part in LUMA) + _NONE + LUMA
 _GREY = (sqrt(1 / 3), sqrt(1 / 3), sqrt(1 / 3)) + 2 * _NONE
 _RED_GREEN = (sqrt(1 / 2), -sqrt(1 / 2), 0.0) + 2 * _NONE
 _YELLOW_BLUE = (sqrt(1 / 6), sqrt(1 / 6), -sqrt(2 / 3)) + 2 * _NONE
-_PROJECTION = torch.tensor([LUMA + 2 * _NONE, _TO_RIGHT, _BELOW, _GREY, _RED_GREEN, _YELLOW_BLUE])
+_PROJECTION = torch.tensor([LUMA + 2 * _NONE, _TO_RIGHT, _BELOW, _GREY, _RED_GREEN, _YELLOW_BLUE, 3 * _NONE])
+_ONE = torch.tensor([6 * [0.0] + [1.0]]).t()  # added to the last row: products with it are sums
 
 
 def measure(pixels: Tensor) -> Tuple[float, float, float, float]:
@@ -45,15 +46,15 @@ def measure(pixels: Tensor) -> Tuple[float, float, float, float]:
     _, _, height, width = pixels.shape
     colours = pixels.permute(0, 2, 3, 1).reshape(-1, 3)
     places = _neighbourhoods(height, width)
-    projected = _PROJECTION.mm(colours.index_select(0, places).view(-1, 9).t())
-    total = projected[0].sum().item()
-    luma, right, below, grey, red_green, yellow_blue = torch.linalg.vector_norm(projected, dim=1).tolist()
-    points = places.numel() / 3
-    brightness = total / points
-    contrast = sqrt(max(0.0, luma * luma / points - brightness * brightness))
-    colour = red_green * red_green + yellow_blue * yellow_blue
-    saturation = sqrt(1.5 * colour / (colour + grey * grey)) if grey else 0.0
-    sharpness = sqrt((right * right + below * below) / points)
+    # With cold caches, the number of operations is what counts: all sums of squares are one product.
+    projected = torch.addmm(_ONE, _PROJECTION, colours.index_select(0, places).view(-1, 9).t())
+    products = projected.mm(projected.t()).tolist()
+    luma, right, below, grey, red_green, yellow_blue, points = (row[place] for place, row in enumerate(products))
+    brightness = products[0][-1] / points
+    contrast = sqrt(max(0.0, luma / points - brightness * brightness))
+    colour = red_green + yellow_blue
+    saturation = sqrt(1.5 * colour / (colour + grey)) if grey else 0.0
+    sharpness = sqrt((right + below) / points)
     return brightness, contrast, saturation, sharpness
 
 
@@ -65,7 +66,9 @@ def observe(pixels: Tensor, likely_class: str, confidence: float, logits: Tensor
     their pixels look as ever, and where the confidence stays at 1.
     """
     likeliest, second = logits.topk(2).values.tolist()
-    numbers = (*measure(pixels), confidence, logits.logsumexp(0).item(), likeliest - second)
+    # With cold caches, torch's own log-sum-exp would take four times as long for a few numbers.
+    energy = likeliest + log(sum(exp(output - likeliest) for output in logits.tolist()))
+    numbers = (*measure(pixels), confidence, energy, likeliest - second)
     return (*numbers, likely_class, *projections.tolist())
 
 

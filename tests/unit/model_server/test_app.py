@@ -71,11 +71,11 @@ class Logits:
     def softmax(self, _: int) -> Any:
         return self._probabilities
 
-    def logsumexp(self, _: int) -> Any:
-        return SimpleNamespace(item=lambda: 5.0)
+    def tolist(self) -> List[float]:
+        return [4.0, 1.0, 0.0]
 
-    def topk(self, _: int) -> Any:
-        return SimpleNamespace(values=array("d", [4.0, 1.0]))
+    def topk(self, count: int) -> Any:
+        return SimpleNamespace(values=array("d", self.tolist()[:count]))
 
 
 class FakeClassifier:
