@@ -142,6 +142,7 @@ class ModelMetrics:
             registry=self.registry,
             multiprocess_mode="livemax",
         )
+        self._queued = 0, 0.0
         self._callers: Dict[Tuple[str, bool], Counter] = {}
         if key_names:
             callers = Counter(
@@ -199,8 +200,10 @@ class ModelMetrics:
 
     def queue(self, depth: int, wait: float) -> None:
         """Record how many predictions wait, and the seconds that a new one would wait."""
-        self._depth.set(depth)
-        self._wait.set(wait)
+        if (depth, wait) != self._queued:  # mostly, nothing waits
+            self._queued = depth, wait
+            self._depth.set(depth)
+            self._wait.set(wait)
 
     def predict(self, timings: RequestTimings, pixels: "Tensor", answer: "ModelAnswer") -> Observation:
         """Record a prediction: what the model saw, and what it said; return its features, if they were measured."""
@@ -230,7 +233,6 @@ class _FeatureMetrics:
         self._observe = observe
         self._due = 0.0
         self._bin, self._class_bins = reference.bin, classes.bins
-        self._known = frozenset(reference.ratios)
         observations = Counter(
             "feature_observations",
             "Predictions by the bin of the reference that a feature falls into",
@@ -238,9 +240,8 @@ class _FeatureMetrics:
             registry=registry,
         )
         self._observed = {
-            (feature, bin_): observations.labels(feature, bin_)
+            feature: {bin_: value_of(observations.labels(feature, bin_)) for bin_ in ratios}
             for feature, ratios in classes.ratios(reference).items()
-            for bin_ in ratios
         }
 
     def observe(self, received: float, pixels: "Tensor", answer: "ModelAnswer") -> Observation:
@@ -250,8 +251,8 @@ class _FeatureMetrics:
         likely_class, confidence, logits, projections = answer
         values = self._observe(pixels, self._class_bins[likely_class], confidence, logits, projections)
         for feature, value in zip(FEATURES, values):
-            if feature in self._known:
-                self._observed[feature, self._bin(feature, value)].inc()
+            if feature in self._observed:
+                self._observed[feature][self._bin(feature, value)].inc(1)
         return values
 
 

@@ -1,7 +1,7 @@
 """The metrics of HTTP requests."""
 
 import time
-from typing import Any, Collection, Dict, Tuple
+from typing import Any, Awaitable, Collection, Dict, Tuple
 
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -58,11 +58,11 @@ class RequestMetrics(PrometheusMiddleware):
             return
         method, status = scope["method"], 500
 
-        async def watched_send(message: Message) -> None:
+        def watched_send(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            return send(message)
 
         in_progress = self._in_progress.get(method)
         if in_progress is None:
