@@ -44,7 +44,9 @@ class Observer:
     def __init__(self, histogram: Histogram) -> None:
         self._bounds, self._buckets, self._sum = histogram._upper_bounds, histogram._buckets, histogram._sum
 
-    def observe(self, amount: float) -> None:
-        """Observe a number that is not NaN."""
+    def observe(self, amount: float) -> int:
+        """Observe a number that is not NaN, and return the number of its bucket."""
+        bucket = bisect_left(self._bounds, amount)
+        self._buckets[bucket].inc(1)
         self._sum.inc(amount)
-        self._buckets[bisect_left(self._bounds, amount)].inc(1)
+        return bucket

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from model_server.metrics._prometheus_client import Observer, value_of
 from model_server.metrics.classes import ClassSeries
 from model_server.metrics.samples import SampleMetrics
-from model_server.model.accuracy import CONFIDENCES, Accuracy, confidence_bin
+from model_server.model.accuracy import CONFIDENCES, Accuracy
 from model_server.model.bundle import Manifest
 from model_server.model.reference import FEATURES, Observation, Reference
 from model_server.settings import CLASS_SERIES, Settings
@@ -162,7 +162,8 @@ class ModelMetrics:
         self._reasons = {reason: rejected.labels(reason.value) for reason in Reason}
         self._expected: Sequence[float] = ()
         if accuracy is not None:
-            self._expected = accuracy.expected()
+            expected = accuracy.expected()
+            self._expected = (*expected, expected[-1])  # rounded, a confidence may be just above 1
             expected_right = Counter(
                 "expected_right_predictions",
                 "Predictions that are right, as far as the model's accuracy by confidence tells",
@@ -207,17 +208,17 @@ class ModelMetrics:
 
     def predict(self, timings: RequestTimings, pixels: "Tensor", answer: "ModelAnswer") -> Observation:
         """Record a prediction: what the model saw, and what it said; return its features, if they were measured."""
-        likely_class, confidence, *_ = answer
+        likely_class, confidence, logits, projections = answer
         if math.isnan(confidence):  # of a broken model; the sum of the histogram would be NaN from then on
             confidence = 0.0
         count, confidences = self._classes[likely_class]
         count.inc(1)
-        confidences.observe(confidence)
+        bin_ = confidences.observe(confidence)
         if self._expected:
-            self._expected_right.inc(self._expected[confidence_bin(confidence)])
-        if self._features is None:
+            self._expected_right.inc(self._expected[bin_])
+        if self._features is None or not self._features.is_due(timings.received):
             return ()
-        return self._features.observe(timings.received, pixels, (likely_class, confidence, *answer[2:]))
+        return self._features.observe(pixels, (likely_class, confidence, logits, projections))
 
 
 class _FeatureMetrics:
@@ -244,9 +245,12 @@ class _FeatureMetrics:
             for feature, ratios in classes.ratios(reference).items()
         }
 
-    def observe(self, received: float, pixels: "Tensor", answer: "ModelAnswer") -> Observation:
-        if received < self._due:
-            return ()
+    def is_due(self, received: float) -> bool:
+        """Return whether a request is to be measured, by when its body was complete."""
+        return received >= self._due
+
+    def observe(self, pixels: "Tensor", answer: "ModelAnswer") -> Observation:
+        """Measure a request, and none for a while."""
         self._due = time.perf_counter() + random.uniform(0, 2 * SAMPLE_INTERVAL)
         likely_class, confidence, logits, projections = answer
         values = self._observe(pixels, self._class_bins[likely_class], confidence, logits, projections)
