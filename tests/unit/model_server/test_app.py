@@ -242,6 +242,14 @@ def test_the_likeliest_classes_are_given_on_request(client: Client, encode: Enco
     assert answer["predictions"][0]["class"] == answer["likely_class"]
 
 
+def test_the_queue_on_the_page_is_the_one_of_the_last_turn() -> None:
+    metrics = ModelMetrics(MANIFEST, None, None)
+    for depth, wait in ((3, 0.5), (3, 0.5), (2, 0.5), (0, 0.0)):
+        metrics.queue(depth, wait)
+        page = generate_latest(metrics.registry).decode().splitlines()
+        assert {f"queue_depth {depth:.1f}", f"queue_wait_estimate_seconds {wait}"} <= set(page)
+
+
 @pytest.mark.parametrize("top", ["0", "-1", "two", "", "1.5", "\u0663", "9" * 5000])
 def test_a_top_that_is_no_number_is_refused_in_a_sentence(client: Client, encode: Encode, top: str) -> None:
     answer = client.post("/predict", params={"top": top}, content=encode(), headers={"content-type": "image/jpeg"})
