@@ -11,7 +11,7 @@ from benchmarks.load import Connection
 from benchmarks.servers import Server, System, ours, running
 from model_server import app
 
-TURNS = 12  # passes over all images in a round
+TURNS = 24  # passes over all images in a round
 WORKERS = 4
 SENDERS = 5
 RATE = 50  # requests per second
