@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import jinja2
 import jinja2.nativetypes
@@ -187,26 +187,33 @@ def test_torch_of_each_interpreter_has_a_checksum(python: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "manifest", "locks"),
+    ("manifest", "python", "locks"),
     [
-        (True, {"engine": "onnxruntime"}, ["requirements.txt", "requirements-onnxruntime.txt"]),
-        (True, {"engine": "ncnn"}, ["requirements.txt", "requirements-ncnn.txt"]),
-        (True, {"engine": "torch"}, ["requirements.txt"]),
-        (True, {}, ["requirements.txt"]),
-        (False, {}, ["requirements.txt"]),
+        ({"engine": "onnxruntime"}, "3.11", ["requirements.txt", "requirements-onnxruntime.txt"]),
+        ({"engine": "ncnn"}, "3.9", ["requirements.txt", "requirements-ncnn.txt"]),
+        ({"engine": "ncnn"}, "3.8", ["requirements.txt", "requirements-pip.txt", "requirements-ncnn.txt"]),
+        ({"engine": "torch"}, "3.8", ["requirements.txt"]),
+        ({}, "3.8", ["requirements.txt"]),
+        (None, "3.8", ["requirements.txt"]),
     ],
-    ids=["onnxruntime", "ncnn", "torch", "earlier", "none"],
+    ids=["onnxruntime", "ncnn", "old_pip", "torch", "earlier", "none"],
 )
 def test_other_engines_are_installed_for_bundles_that_need_them(
-    given: bool, manifest: Dict[str, str], locks: List[str]
+    manifest: Optional[Dict[str, str]], python: str, locks: List[str]
 ) -> None:
     (role,) = (role for role in ROLES if role.name == "model_server")
     variables = load(role / "vars/main.yml")
     environment = jinja2.nativetypes.NativeEnvironment()
-    known = {"__model_server_given": given, "__model_server_named": manifest, "model_server_torchvision": False}
-    needed = environment.from_string(variables["__model_server_other_engine"]).render(known)
-    template = environment.from_string(variables["__model_server_locks"])
-    wanted: Any = template.render(known, __model_server_other_engine=needed)  # a list: this environment is a native one
+    known: Dict[str, Any] = {
+        "__model_server_given": manifest is not None,
+        "__model_server_named": manifest or {},
+        "__model_server_python_version": python,
+        "model_server_torchvision": False,
+    }
+    for name in ("other_engine", "engine_locks", "locks"):  # lists: this environment is a native one
+        template = environment.from_string(variables[f"__model_server_{name}"])
+        known[f"__model_server_{name}"] = template.render(known)
+    wanted = known["__model_server_locks"]
     assert wanted == locks
     assert all((role / "files" / lock).exists() for lock in wanted)
 
