@@ -75,7 +75,7 @@ def choose(bundle: Bundle, wanted: str, say: Callable[[str], None]) -> Choice:
     for engine in () if wanted == TORCH else (wanted,) if wanted else EXPORTS:
         try:
             exported = export(bundle, engine)
-            other = load_classifier(_with(bundle, engine, exported, 1))
+            other = load_classifier(_with(bundle, engine, exported, 1), engine)
             _prove(other, images, expected)
         except (BundleError, CommandError) as error:
             if wanted:
@@ -84,9 +84,9 @@ def choose(bundle: Bundle, wanted: str, say: Callable[[str], None]) -> Choice:
             continue
         found = _measure(other, images, expected)
         say(f"tried:        {engine}: {found}")
-        if wanted or found.single < WORTH_IT * best.single:
+        if wanted or (found.single < WORTH_IT * best.single and found.batched <= best.batched):
             best = found
-            classifier = load_classifier(_with(bundle, engine, exported, found.batch_size))
+            classifier = load_classifier(_with(bundle, engine, exported, found.batch_size), engine)
             choice = Choice({"engine": engine, "batch_size": found.batch_size}, {engine: exported}, classifier)
     return choice
 

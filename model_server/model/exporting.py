@@ -14,6 +14,10 @@ class EngineError(RuntimeError):
     """A model that an engine cannot serve; the message says why, and is no whole sentence."""
 
 
+class NotInstalledError(EngineError):
+    """The package that an engine or an exporter needs is not there."""
+
+
 @contextlib.contextmanager
 def exportable() -> Iterator[None]:
     """Trace in silence, without torch's fused attention, which exporters do not know; the numbers are the same.

@@ -24,7 +24,7 @@ from model_server.model.bundle import (
     Bundle,
     BundleError,
 )
-from model_server.model.exporting import LOGITS, WITH_PROJECTIONS, EngineError
+from model_server.model.exporting import LOGITS, WITH_PROJECTIONS, EngineError, NotInstalledError
 from model_server.model.fruit_classifier import FruitClassifier
 from model_server.model.ncnn_network import NcnnNetwork
 from model_server.model.onnx_runtime import OnnxNetwork
@@ -137,9 +137,10 @@ def _load_exported(bundle: Bundle, engine: str) -> Union[NcnnNetwork, OnnxNetwor
     try:
         return NETWORKS[engine](bundle.exports[engine])
     except EngineError as error:
+        cure = f"install the extra {engine} of model-server, or " if isinstance(error, NotInstalledError) else ""
         raise BundleError(
-            f"{bundle.path / file} cannot be served: {error}; install the extra {engine} of model-server, or set "
-            f"{PREFIX}ENGINE=torch (the role's model_server_engine) to go without it."
+            f"{bundle.path / file} cannot be served: {error}; {cure}set {PREFIX}ENGINE=torch (the role's "
+            "model_server_engine) to go without it."
         ) from error
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model_server.model.exporting import LOGITS, EngineError, exportable, first_line
+from model_server.model.exporting import LOGITS, EngineError, NotInstalledError, exportable, first_line
 
 LAYERS, WEIGHTS = "model.ncnn.param", "model.ncnn.bin"  # the two files of a model, in one archive
 INPUT, OUTPUT = "in0", "out0"  # as pnnx names them
@@ -39,7 +39,7 @@ class NcnnNetwork:
         except ModuleNotFoundError as error:
             if error.name != "ncnn":
                 raise
-            raise EngineError("ncnn is not installed") from error
+            raise NotInstalledError("ncnn is not installed") from error
         self._ncnn = ncnn
         self._net = ncnn.Net()
         options = self._net.opt
@@ -50,7 +50,7 @@ class NcnnNetwork:
         try:
             with zipfile.ZipFile(io.BytesIO(exported)) as archive:
                 layers, weights = archive.read(LAYERS).decode("ascii"), archive.read(WEIGHTS)
-        except (zipfile.BadZipFile, KeyError, UnicodeDecodeError) as error:
+        except Exception as error:  # a damaged archive can raise anything
             raise EngineError(f"it is no archive of {LAYERS} and {WEIGHTS}: {first_line(error)}") from error
         if self._net.load_param_mem(layers) != 0 or _load_weights(self._net, weights) != 0:
             raise EngineError(f"ncnn {ncnn.__version__} cannot load it; what it lacks stands above")
@@ -88,17 +88,21 @@ def export(model: nn.Module, example: Tensor, output: str = LOGITS) -> bytes:
     except ModuleNotFoundError as error:
         if error.name != "pnnx":
             raise
-        raise EngineError("pnnx is not installed") from error
+        raise NotInstalledError("pnnx is not installed") from error
     with tempfile.TemporaryDirectory(prefix="model-server-") as name:
         traced = Path(name) / "model.pt"
         with exportable():
             torch.jit.trace(model, example, check_trace=False).save(str(traced))
         shape = ",".join(map(str, example.shape))
         command = [pnnx.EXEC_PATH, traced.name, f"inputshape=[{shape}]", "fp16=0"]
-        done = subprocess.run(command, cwd=name, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # noqa: S603, PLW1510
+        try:
+            done = subprocess.run(command, cwd=name, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # noqa: S603, PLW1510
+        except OSError as error:
+            raise EngineError(f"{pnnx.EXEC_PATH} cannot be run: {error.strerror}") from error
         layers, weights = traced.with_name(LAYERS), traced.with_name(WEIGHTS)
         if done.returncode != 0 or not weights.exists():
-            raise EngineError(f"pnnx ends with {done.returncode}: {first_line(done.stdout.decode(errors='replace'))}")
+            said = done.stdout.decode(errors="replace").strip().rpartition("\n")[2]
+            raise EngineError(f"pnnx ends with {done.returncode}: {first_line(said)}")
         archive = io.BytesIO()
         with zipfile.ZipFile(archive, "w") as writer:
             writer.writestr(zipfile.ZipInfo(LAYERS), re.sub(rf"\b{OUTPUT}\b", output, layers.read_text("ascii")))

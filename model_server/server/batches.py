@@ -114,10 +114,14 @@ class Batches(Generic[Input, Output]):
             self._prepared.append((prediction, prepared))
             return
         self._elsewhere += 1
-        prepared.add_done_callback(lambda future: self._take_back(prediction, future))
+        prepared.add_done_callback(lambda future: self._return(prediction, future))
+
+    def _return(self, prediction: _Prediction, prepared: "asyncio.Future[Input]") -> None:
+        self._elsewhere -= 1
+        self._take_back(prediction, prepared)
+        self._on_turn(self.depth, self.wait_estimate)  # there may be no turn for hours
 
     def _take_back(self, prediction: _Prediction, prepared: "asyncio.Future[Input]") -> None:
-        self._elsewhere -= 1
         if prepared.cancelled():
             prediction.future.cancel()
             return

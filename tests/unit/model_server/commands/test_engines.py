@@ -98,6 +98,16 @@ def test_batches_that_give_other_logits_are_not_chosen(
     assert create(weights, tmp_path / "bundle", "--engine", "torch")["batch_size"] == 1
 
 
+def test_the_engine_of_servers_does_not_decide_what_is_proved(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_engines()
+    for engine, other in (("ncnn", "onnxruntime"), ("onnxruntime", "torch")):
+        monkeypatch.setenv("MODEL_SERVER_ENGINE", other)
+        assert create(weights, tmp_path / engine, "--engine", engine)["engine"] == engine
+        assert f"engine:       {engine}\n" in capsys.readouterr().out.replace(", in batches of up to 4", "")
+
+
 @pytest.mark.parametrize("engine", FILES)
 def test_a_bundle_for_another_engine_gives_the_same_logits(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, engine: str
@@ -139,8 +149,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.parametrize("count", [1, 3])
 def test_engines_have_the_same_projections(exported: Path, count: int) -> None:
     manifest = read_bundle(exported).manifest
-    if manifest.engine == "ncnn":
-        count = 1  # it takes no batches
+    if manifest.engine == "ncnn" and count > 1:
+        pytest.skip("ncnn takes one image")
     torch.manual_seed(count)
     images = list((torch.rand(count, 3, 64, 64) * 255).split(1))
     theirs, ours = (
@@ -185,6 +195,18 @@ def test_the_fastest_engine_is_the_default(
     assert create(weights, tmp_path / "bundle")["engine"] == chosen
     written = {engine for engine, file in FILES.items() if (tmp_path / "bundle" / file).exists()}
     assert written == {chosen} - {"torch"}
+
+
+def test_an_engine_that_is_slower_than_batches_is_not_chosen(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_engines()
+    figures = {
+        engine: engines._Figures(single, batched, 1)
+        for engine, single, batched in (("torch", 1.0, 1.0), ("onnxruntime", 0.8, 0.5), ("ncnn", 0.6, 0.6))
+    }
+    monkeypatch.setattr(engines, "_measure", lambda classifier, *_: figures[classifier.engine])
+    assert create(weights, tmp_path / "bundle")["engine"] == "onnxruntime"
 
 
 def test_an_engine_that_gives_other_logits_is_not_chosen(

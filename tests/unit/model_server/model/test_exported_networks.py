@@ -3,8 +3,10 @@
 script/test runs these beside torchvision's: both want numpy, which the server does without.
 """
 
+import io
 import os
 import sys
+import zipfile
 from typing import Any, NamedTuple
 
 import pytest
@@ -119,6 +121,24 @@ def test_a_damaged_file_is_explained(engine: Engine, exported: bytes) -> None:
     for damaged in (exported[: len(exported) // 2], b"", exported[: len(exported) // 2] + bytes(len(exported) // 2)):
         with pytest.raises(EngineError, match=r"cannot load it|it is no archive of "):
             engine.network(damaged)
+
+
+@pytest.mark.parametrize(
+    ("layers", "weights"),
+    [(1, 0.5), (1, 0), (0.5, 1), (0, 1)],
+    ids=["half_of_the_weights", "no_weights", "half_of_the_layers", "no_layers"],
+)
+def test_damaged_files_in_the_archive_are_explained(layers: float, weights: float) -> None:
+    pytest.importorskip("pnnx")
+    pytest.importorskip("ncnn")
+    exported = ncnn_network.export(network(), pixels().contiguous())
+    damaged = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(exported)) as archive, zipfile.ZipFile(damaged, "w") as writer:
+        for name, share in ((ncnn_network.LAYERS, layers), (ncnn_network.WEIGHTS, weights)):
+            content = archive.read(name)
+            writer.writestr(name, content[: int(len(content) * share)])
+    with pytest.raises(EngineError, match=r"^ncnn .* cannot load it; what it lacks stands above$"):
+        ncnn_network.NcnnNetwork(damaged.getvalue())
 
 
 def test_a_network_that_cannot_be_exported_is_explained(engine: Engine) -> None:

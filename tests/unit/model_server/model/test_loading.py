@@ -185,7 +185,9 @@ def test_an_engine_that_cannot_run_the_bundle_is_explained(
     write_bundle(tmp_path / "exported", weights, {**FIELDS, "engine": engine}, exports={engine: b"exported"})
     exported = read_bundle(tmp_path / "exported")
     monkeypatch.setitem(sys.modules, engine, None)
-    with pytest.raises(BundleError, match=rf"{file} cannot be served: {engine} is not installed; .*ENGINE=torch"):
+    with pytest.raises(
+        BundleError, match=rf"{file} cannot be served: {engine} is not installed; install .*ENGINE=torch"
+    ):
         load_model(exported)
     assert load_model(exported, engine="torch")(torch.zeros(1, 3, 150, 150)).shape == (1, 6)
 

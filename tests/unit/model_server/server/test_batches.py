@@ -171,6 +171,22 @@ def test_what_another_thread_prepares_keeps_nobody_waiting() -> None:
     assert asyncio.run(run()) == ["A", "B", "SLOW"]
 
 
+def test_who_watches_the_queue_sees_that_what_another_thread_prepared_has_left_it() -> None:
+    depths: List[int] = []
+
+    async def run() -> None:
+        batches = Batches(Model(), 4, lambda depth, seconds: depths.append(depth))
+        ready = asyncio.get_running_loop().create_future()
+        slow = asyncio.ensure_future(batches.predict(lambda: ready, no_lap))
+        await asyncio.sleep(0.01)
+        assert depths[-1] == 1
+        ready.set_result("slow")
+        await asyncio.wait_for(slow, 5)
+
+    asyncio.run(run())
+    assert depths[-1] == 0
+
+
 def test_the_wait_is_estimated_from_what_predictions_take() -> None:
     turns: List[Any] = []
 
