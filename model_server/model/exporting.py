@@ -1,6 +1,7 @@
 """What the engines that take an exported model have in common."""
 
 import contextlib
+import importlib
 import warnings
 from typing import Any, Iterator
 
@@ -16,6 +17,20 @@ class EngineError(RuntimeError):
 
 class NotInstalledError(EngineError):
     """The package that an engine or an exporter needs is not there."""
+
+
+def require(package: str) -> Any:
+    """Import a package that only some servers have.
+
+    Raises:
+        NotInstalledError: it is not there.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise NotInstalledError(f"{package} is not installed") from error
 
 
 @contextlib.contextmanager

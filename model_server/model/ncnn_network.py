@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model_server.model.exporting import LOGITS, EngineError, NotInstalledError, exportable, first_line
+from model_server.model.exporting import LOGITS, EngineError, exportable, first_line, require
 
 LAYERS, WEIGHTS = "model.ncnn.param", "model.ncnn.bin"  # the two files of a model, in one archive
 INPUT, OUTPUT = "in0", "out0"  # as pnnx names them
@@ -34,13 +34,7 @@ class NcnnNetwork:
         Raises:
             EngineError: ncnn is not installed, or cannot load the model.
         """
-        try:
-            import ncnn  # noqa: PLC0415
-        except ModuleNotFoundError as error:
-            if error.name != "ncnn":
-                raise
-            raise NotInstalledError("ncnn is not installed") from error
-        self._ncnn = ncnn
+        self._ncnn = ncnn = require("ncnn")
         self._net = ncnn.Net()
         options = self._net.opt
         options.num_threads = 1
@@ -83,12 +77,7 @@ def export(model: nn.Module, example: Tensor, output: str = LOGITS) -> bytes:
     Raises:
         EngineError: pnnx is not installed, or cannot translate the model.
     """
-    try:
-        import pnnx  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        if error.name != "pnnx":
-            raise
-        raise NotInstalledError("pnnx is not installed") from error
+    pnnx = require("pnnx")
     with tempfile.TemporaryDirectory(prefix="model-server-") as name:
         traced = Path(name) / "model.pt"
         with exportable():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model_server.model.exporting import LOGITS, PIXELS, EngineError, NotInstalledError, exportable, first_line
+from model_server.model.exporting import LOGITS, PIXELS, EngineError, exportable, first_line, require
 
 # The release of the operators that a file is written for: ONNX Runtime 1.19, the last for Python 3.8, knows it.
 OPSET = 17
@@ -29,12 +29,7 @@ class OnnxNetwork:
         Raises:
             EngineError: onnxruntime is not installed, or cannot load the file.
         """
-        try:
-            import onnxruntime  # noqa: PLC0415
-        except ModuleNotFoundError as error:
-            if error.name != "onnxruntime":
-                raise
-            raise NotInstalledError("onnxruntime is not installed") from error
+        onnxruntime = require("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors; it warns of processors that it does not know
