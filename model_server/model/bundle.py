@@ -189,19 +189,24 @@ def read_model(path: Path) -> Bundle:
     if "weights_sha256" not in fields:
         beside = f"of the {weights_path.name} beside it it is {sha256}"
         raise BundleError(f"{manifest_path} lacks the field weights_sha256; {beside}.")
-    if sha256 != manifest.weights_sha256:
-        raise BundleError(f"{weights_path} has SHA-256 {sha256}, but {MANIFEST} expects {manifest.weights_sha256}.")
-    sums = {engine: (path / export.file, getattr(manifest, export.field)) for engine, export in EXPORTS.items()}
-    exports = {engine: _read_verified(*of_file) for engine, of_file in sums.items() if of_file[1] is not None}
+    _require_sha256(weights_path, sha256, manifest.weights_sha256)
+    exports = {
+        engine: _read_verified(path / export.file, getattr(manifest, export.field))
+        for engine, export in EXPORTS.items()
+        if getattr(manifest, export.field) is not None
+    }
     return Bundle(path, manifest, weights_path, weights, exports=exports)
 
 
 def _read_verified(path: Path, expected: str) -> bytes:
     content = read_bytes(path)
-    sha256 = hashlib.sha256(content).hexdigest()
+    _require_sha256(path, hashlib.sha256(content).hexdigest(), expected)
+    return content
+
+
+def _require_sha256(path: Path, sha256: str, expected: str) -> None:
     if sha256 != expected:
         raise BundleError(f"{path} has SHA-256 {sha256}, but {MANIFEST} expects {expected}.")
-    return content
 
 
 def read_reference(path: Path, classes: Sequence[str]) -> Reference:
